@@ -1,0 +1,319 @@
+"""Trees as values: map, stack, ravel, norm, where."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from .structure import (
+    Structure,
+    flatten,
+    require_same,
+    require_tree,
+    show_path,
+    unflatten,
+)
+
+
+def map(fn: Callable[..., Tensor], tree: TensorDictBase, *others: TensorDictBase) -> TensorDict:
+    """Tree of ``fn(leaf, *other_leaves)``, leaves brought together by name.
+
+    Args:
+        fn: function of one leaf of each tree.
+        tree: the tree whose batch sizes the result keeps, as far as the new shapes begin with them.
+        others: trees with the same names, in any order.
+
+    Returns:
+        The tree of the results.
+
+    Raises:
+        ValueError: the names differ; the message says which.
+        TypeError: an argument isn't a tree, or ``fn`` gives something other than a tensor.
+    """
+    return _map("map", lambda _, *leaves: fn(*leaves), tree, others)
+
+
+def map_with_path(
+    fn: Callable[..., Tensor], tree: TensorDictBase, *others: TensorDictBase
+) -> TensorDict:
+    """Tree of ``fn(path, leaf, *other_leaves)``.
+
+    Args:
+        fn: function of a path, a tuple of names, and one leaf of each tree.
+        tree: as in ``map``.
+        others: as in ``map``.
+
+    Returns:
+        The tree of the results.
+
+    Raises:
+        ValueError: the names differ; the message says which.
+        TypeError: an argument isn't a tree, or ``fn`` gives something other than a tensor.
+    """
+    return _map("map_with_path", fn, tree, others)
+
+
+def _map(name: str, fn: Callable[..., Tensor], tree: TensorDictBase, others: Sequence[Any]) -> TensorDict:
+    columns, structure = _aligned(name, [tree, *others])
+    results = []
+    for path, *row in zip(structure.paths(), *columns, strict=True):
+        result = fn(path, *row)
+        if not isinstance(result, Tensor):
+            kind = type(result).__name__
+            raise TypeError(f"{name}: fn gave a {kind} for {show_path(path)}, expected a tensor")
+        results.append(result)
+    return unflatten(structure, results)
+
+
+def _aligned(fn: str, trees: Sequence[Any]) -> tuple[list[list[Tensor]], Structure]:
+    """Leaves of each tree, and the structure of the first; raises where the names differ."""
+    columns = []
+    first: Structure | None = None
+    for index, tree in enumerate(trees):
+        require_tree(fn, f"tree {index}", tree)
+        leaves, structure = flatten(tree)
+        first = first or structure
+        require_same(fn, ("tree 0", first), (f"tree {index}", structure))
+        columns.append(leaves)
+    assert first is not None
+    return columns, first
+
+
+def stack(trees: Sequence[TensorDictBase]) -> TensorDict:
+    """One tree with a new leading batch axis, of trees with the same names and shapes.
+
+    Args:
+        trees: n of them, with batch sizes ``[*b]``, each sub-tree with its own.
+
+    Returns:
+        The tree, with batch sizes ``[n, *b]``.
+
+    Raises:
+        ValueError: there are none, or their names, shapes or batch sizes differ.
+        TypeError: one isn't a tree, or leaves differ in dtype.
+    """
+    trees = list(trees)
+    if not trees:
+        raise ValueError("stack: no trees given, expected at least one")
+    columns, structure = _aligned("stack", trees)
+    for index, (tree, column) in enumerate(zip(trees, columns, strict=True)):
+        for path, first, leaf in zip(structure.paths(), columns[0], column, strict=True):
+            text = f"stack: {show_path(path)} of tree {index}"
+            if leaf.shape != first.shape:
+                wanted = f"{tuple(first.shape)} (from tree 0)"
+                raise ValueError(f"{text} has shape {tuple(leaf.shape)}, expected {wanted}")
+            if leaf.dtype != first.dtype:
+                raise TypeError(f"{text} is {leaf.dtype}, expected {first.dtype} (from tree 0)")
+        _require_batch_sizes(index, trees[0], tree, ())
+    rows = [torch.stack(column) for column in zip(*columns, strict=True)]
+    return unflatten(with_axis(structure, len(trees)), rows)
+
+
+def _require_batch_sizes(index: int, first: Any, tree: Any, path: tuple[str, ...]) -> None:
+    if tree.batch_size != first.batch_size:
+        where = f"{show_path(path)} of tree {index}" if path else f"tree {index}"
+        sizes = f"{list(tree.batch_size)}, expected {list(first.batch_size)} (from tree 0)"
+        raise ValueError(f"stack: {where} has batch size {sizes}")
+    for name in tree.keys():  # noqa: SIM118 (a tree iterates over its rows)
+        if isinstance(tree.get(name), TensorDictBase):
+            _require_batch_sizes(index, first.get(name), tree.get(name), (*path, name))
+
+
+def unstack(tree: TensorDictBase) -> list[TensorDict]:
+    """Trees along the leading batch axis: the inverse of ``stack``.
+
+    Args:
+        tree: a tree with batch size ``[n, *b]``.
+
+    Returns:
+        n trees, views that carry gradient.
+
+    Raises:
+        ValueError: the tree has no batch axis.
+        TypeError: it isn't a tree.
+    """
+    require_tree("unstack", "tree", tree)
+    if not len(tree.batch_size):
+        raise ValueError("unstack: the tree has batch size [], expected a leading axis, as stack makes it")
+    leaves, structure = flatten(tree)
+    inner = without_axis(structure)
+    columns = [leaf.unbind(0) for leaf in leaves]
+    return [unflatten(inner, [column[i] for column in columns]) for i in range(tree.batch_size[0])]
+
+
+def with_axis(structure: Structure, size: int) -> Structure:
+    """Structure whose every batch size has one more leading axis.
+
+    Args:
+        structure: what ``flatten`` gave.
+        size: length of the axis.
+
+    Returns:
+        The structure.
+    """
+    return _rebatched(structure, lambda batch_size: torch.Size((size, *batch_size)))
+
+
+def without_axis(structure: Structure) -> Structure:
+    """Structure whose batch sizes lack their leading axis; one of ``[]`` stays.
+
+    Args:
+        structure: what ``flatten`` gave.
+
+    Returns:
+        The structure.
+    """
+    return _rebatched(structure, lambda batch_size: batch_size[1:])
+
+
+def _rebatched(structure: Structure, change: Callable[[torch.Size], torch.Size]) -> Structure:
+    if not structure.children and structure.kind != "tree":
+        return structure
+    children = tuple([_rebatched(child, change) for child in structure.children])
+    size = change(structure.batch_size) if structure.kind == "tree" else structure.batch_size
+    return Structure(structure.kind, structure.names, children, structure.order, size)
+
+
+def ravel(tree: TensorDictBase) -> tuple[Tensor, Callable[[Tensor], TensorDict]]:
+    """All leaves as one vector, the names of each level sorted, and the way back.
+
+    Args:
+        tree: a tree whose leaves have one dtype.
+
+    Returns:
+        ``(vector [n], unravel)``; ``unravel(vector [n]) -> tree`` keeps the vector's dtype.
+
+    Raises:
+        TypeError: the leaves' dtypes differ.
+    """
+    require_tree("ravel", "tree", tree)
+    leaves, structure = flatten(tree)
+    for path, leaf in zip(structure.paths(), leaves, strict=True):
+        if leaf.dtype != leaves[0].dtype:
+            first = f"{leaves[0].dtype} (from {show_path(structure.paths()[0])})"
+            raise TypeError(f"ravel: {show_path(path)} is {leaf.dtype}, expected {first}; select one dtype first")
+    shapes = [leaf.shape for leaf in leaves]
+    sizes = [leaf.numel() for leaf in leaves]
+    vector = torch.cat([leaf.reshape(-1) for leaf in leaves]) if leaves else torch.zeros(0)
+
+    def unravel(vector: Tensor) -> TensorDict:
+        if vector.ndim != 1 or vector.shape[0] != sum(sizes):
+            raise ValueError(f"unravel: vector has shape {tuple(vector.shape)}, expected [{sum(sizes)}] (from the tree)")
+        parts = vector.split(sizes) if sizes else ()
+        return unflatten(structure, [p.reshape(s) for p, s in zip(parts, shapes, strict=True)])
+
+    return vector, unravel
+
+
+def norm(tree: TensorDictBase, ord: float = 2) -> Tensor:
+    """Norm of all leaves as one vector: ``(sum |x|^ord)^(1/ord)``, its derivative taken as 0 at 0.
+
+    Args:
+        tree: a tree of float leaves.
+        ord: 1, 2 or infinity.
+
+    Returns:
+        0-d tensor, 0 for a tree without leaves.
+
+    Raises:
+        ValueError: ``ord`` is another number.
+        TypeError: a leaf is not of a float dtype.
+    """
+    require_tree("norm", "tree", tree)
+    if ord not in (1, 2, float("inf")):
+        raise ValueError(f"norm: ord is {ord!r}, expected 1, 2 or inf")
+    leaves, structure = flatten(tree)
+    for path, leaf in zip(structure.paths(), leaves, strict=True):
+        if not (leaf.is_floating_point() or leaf.is_complex()):
+            raise TypeError(f"norm: {show_path(path)} is {leaf.dtype}, expected a float dtype")
+    parts = [leaf.abs() if ord != 2 or leaf.is_complex() else leaf for leaf in leaves if leaf.numel()]
+    if not parts:
+        return torch.zeros((), device=leaves[0].device if leaves else None)
+    if ord == 2:
+        return root(sum_of([(part * part).sum() for part in parts]))
+    if ord == 1:
+        return sum_of([part.sum() for part in parts])
+    return torch.stack([part.amax() for part in parts]).amax()
+
+
+def sum_of(terms: Sequence[Tensor]) -> Tensor:
+    """Sum of 0-d tensors.
+
+    Args:
+        terms: at least one.
+
+    Returns:
+        0-d tensor.
+    """
+    return torch.stack(list(terms)).sum() if len(terms) > 1 else terms[0]
+
+
+def root(x: Tensor) -> Tensor:
+    """Square root whose derivatives are taken as 0 at 0.
+
+    Args:
+        x: any shape, not negative.
+
+    Returns:
+        The same shape.
+    """
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x)
+
+
+def vdot(left: TensorDictBase, right: TensorDictBase) -> Tensor:
+    """Inner product of two trees, ``sum conj(x) y`` over all leaves.
+
+    Args:
+        left: a tree.
+        right: a tree with the same names and shapes.
+
+    Returns:
+        0-d tensor, 0 for trees without leaves.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    (a, b), structure = _aligned("vdot", [left, right])
+    for path, x, y in zip(structure.paths(), a, b, strict=True):
+        if x.shape != y.shape:
+            wanted = f"{tuple(x.shape)} (from tree 0)"
+            raise ValueError(f"vdot: {show_path(path)} of tree 1 has shape {tuple(y.shape)}, expected {wanted}")
+    terms = [((x.conj() if x.is_complex() else x) * y).sum() for x, y in zip(a, b, strict=True)]
+    return sum_of(terms) if terms else torch.zeros(())
+
+
+def where(condition: Tensor, left: TensorDictBase, right: TensorDictBase) -> TensorDict:
+    """Tree with the leaves of one tree where the condition holds, and of the other elsewhere.
+
+    Args:
+        condition: bool, 0-d or of a shape that every leaf's shape begins with, such as ``[n_tasks]``.
+        left: the tree where it holds.
+        right: the tree elsewhere, with the same names and shapes.
+
+    Returns:
+        The tree, with the batch sizes of the left one.
+
+    Raises:
+        ValueError: names or shapes differ.
+        TypeError: the condition isn't bool.
+    """
+    if not isinstance(condition, Tensor) or condition.dtype != torch.bool:
+        got = getattr(condition, "dtype", type(condition).__name__)
+        raise TypeError(f"where: condition is {got}, expected a bool tensor")
+    (a, b), structure = _aligned("where", [left, right])
+    out = []
+    for path, x, y in zip(structure.paths(), a, b, strict=True):
+        if x.shape != y.shape:
+            wanted = f"{tuple(x.shape)} (from tree 0)"
+            raise ValueError(f"where: {show_path(path)} of tree 1 has shape {tuple(y.shape)}, expected {wanted}")
+        if x.shape[: condition.ndim] != condition.shape:
+            raise ValueError(
+                f"where: condition has shape {tuple(condition.shape)}, expected a beginning of {tuple(x.shape)} "
+                f"(from {show_path(path)})"
+            )
+        wide = condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim))
+        out.append(torch.where(wide, x, y))
+    return unflatten(structure, out)
