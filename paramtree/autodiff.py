@@ -135,31 +135,48 @@ def _functional(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:  # n
 def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:  # noqa: ANN401
     """Gradient by torch.autograd, its graph kept only where something outside depends on it."""
     outer = torch.is_grad_enabled()
+    call = _Call()
     with torch.enable_grad():
         # an alias keeps the outer graph of what has one; the rest gets leaves of its own
-        inputs = [x.view_as(x) if outer and x.requires_grad else x.detach().requires_grad_() for x in leaves]
+        inputs = [x.view_as(x) if outer and x.requires_grad else call.leaf(x) for x in leaves]
         value, aux = flat(*inputs)
-        keep = outer and (any([x.requires_grad for x in leaves]) or _reaches_out([value, *aux], inputs))
+        keep = outer and (any([x.requires_grad for x in leaves]) or _reaches_out([value, *aux], call))
         if value.requires_grad and inputs:
             grads = torch.autograd.grad(value, inputs, create_graph=keep, allow_unused=True, materialize_grads=True)
         else:
             grads = tuple([torch.zeros_like(x) for x in leaves])
+    call.over = True
     if not keep:
         value, aux = value.detach(), tuple([x.detach() for x in aux])
     return grads, (value, aux)
 
 
-def _reaches_out(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
-    """Whether any output depends on a tensor with a gradient that is not one of the inputs."""
-    own = {id(x) for x in inputs}
-    if any([x.requires_grad and x.grad_fn is None and id(x) not in own for x in outputs]):
+class _Call:
+    """One call of a gradient: the leaves that it made mean nothing to others, nor to anyone once it's over."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def leaf(self, x: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        leaf._paramtree_call = self  # pyright: ignore[reportAttributeAccessIssue]
+        return leaf
+
+    def is_foreign(self, variable: Tensor) -> bool:
+        owner = getattr(variable, "_paramtree_call", None)
+        return owner is not self and not (owner is not None and owner.over)
+
+
+def _reaches_out(outputs: Sequence[Tensor], call: _Call) -> bool:
+    """Whether any output depends on a tensor with a gradient from outside of the call."""
+    if any([x.requires_grad and x.grad_fn is None and call.is_foreign(x) for x in outputs]):
         return True
     todo = [x.grad_fn for x in outputs if x.grad_fn is not None]
     seen = set(todo)
     while todo:
         node = todo.pop()
         variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) not in own:
+        if variable is not None and call.is_foreign(variable):
             return True
         for following, _ in node.next_functions:
             if following is not None and following not in seen:

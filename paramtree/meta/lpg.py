@@ -1,0 +1,180 @@
+"""Learned Policy Gradient: one recurrent network, shared by all tasks, writes every agent's update.
+
+The network reads a trajectory backward in time,
+
+    x_t = [r_t, d_t, gamma, pi(a_t|s_t), e(y(s_t)), e(y(s_{t+1}))]  ->  pi_hat_t, y_hat_t
+
+where y is the agent's *prediction*, a categorical vector that means what the network makes of it, and e a small
+embedding shared by both. The agent descends ``-log pi(a_t|s_t) pi_hat_t + alpha KL(y(s_t) || y_hat_t)``. The network
+itself descends, through K such updates, the policy gradient of the agents that come out.
+
+Source: Oh et al. (2020), "Discovering reinforcement learning algorithms"; GROOVE: Jackson et al. (2023),
+"Discovering general reinforcement learning algorithms with adversarial environment design".
+"""
+
+from typing import Any, Literal
+
+import losses
+import torch
+import torch.nn.functional as F  # noqa: N812
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torch.distributions import Categorical
+
+from .. import nn, rng, tree
+from ..autodiff import detach
+from ..model import Model
+from .update_rule import UpdateRule
+
+
+def lpg_network(
+    n_prediction: int = 30,
+    n_hidden: int = 256,
+    *,
+    cell: Literal["lstm", "gru"] = "lstm",
+    n_embedding: int = 16,
+    gamma_input: bool = True,
+    activation: Any = None,  # noqa: ANN401
+) -> Model:
+    """The recurrent network of Learned Policy Gradient, as a model.
+
+    The paper's: ``lpg_network()``. GROOVE's: ``lpg_network(8, cell="gru", gamma_input=False, activation=torch.relu)``.
+
+    Args:
+        n_prediction: m, the size of the agent's prediction.
+        n_hidden: width of the recurrent layer.
+        cell: ``"lstm"`` or ``"gru"``, run backward in time, its state zeroed where an episode is done.
+        n_embedding: width of the embedding of predictions, shared by y(s_t) and y(s_{t+1}).
+        gamma_input: whether the discount is among the inputs.
+        activation: function between the recurrent layer and the heads, or None.
+
+    Returns:
+        Model over a TensorDict ``[*B, T]`` that reads ``reward``, ``done`` (bool), ``gamma`` (with ``gamma_input``),
+        ``action_prob``, ``prediction`` ``[*B, T, m]`` and ``("next", "prediction")``, both as logits, and writes
+        ``pi_hat`` ``[*B, T]`` and ``y_hat`` ``[*B, T, m]``, which adds up to 1. Params: ``embedding``, ``lstm`` or
+        ``gru``, ``pi_hat``, ``y_hat``.
+
+    Raises:
+        ValueError: the cell is another, or a size is below 1.
+
+    Source: Oh et al. (2020), section 4.1 and appendix; GROOVE: Jackson et al. (2023), appendix.
+    """
+    cells = {"lstm": nn.lstm, "gru": nn.gru}
+    if cell not in cells:
+        raise ValueError(f"lpg_network: cell is {cell!r}, expected one of {', '.join(cells)}")
+    n_input = 6 if gamma_input else 5
+    parts = {
+        "embedding": nn.mlp(n_prediction, n_embedding, 1),
+        cell: cells[cell](n_input, n_hidden, reverse=True),
+        "pi_hat": nn.linear(n_hidden, 1),
+        "y_hat": nn.linear(n_hidden, n_prediction),
+    }
+
+    def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
+        return tree.new({name: part.init(rng.fold_in(key, name))[0] for name, part in parts.items()}), tree.new({})
+
+    def apply(params: TensorDict, buffers: TensorDict, td: TensorDictBase) -> tuple[TensorDict, TensorDict]:
+        size = td.batch_size
+        done = _per_step(td, "done")
+        both = torch.stack([_prediction(td, n_prediction), _prediction(td, n_prediction, "next")]).softmax(-1)
+        now, following = parts["embedding"](params["embedding"], tree.new({}), both)[..., 0]  # [*B, T]
+        columns = [_per_step(td, "reward"), done.to(both.dtype)]
+        if gamma_input:
+            columns.append(_per_step(td, "gamma").expand(size))
+        columns += [_per_step(td, "action_prob"), now, following.masked_fill(done, 0.0)]
+        x = torch.stack([column.to(both.dtype).movedim(-1, 0) for column in columns], -1)  # [T, *B, n_input]
+        hidden = parts[cell](params[cell], tree.new({}), (x, done.movedim(-1, 0)))[0]  # [T, *B, n_hidden]
+        if activation is not None:
+            hidden = activation(hidden)
+        heads = params["pi_hat"], params["y_hat"]  # one product for both: the hidden states are read once
+        weight, bias = (torch.cat([head[name] for head in heads]) for name in ("weight", "bias"))
+        out = F.linear(hidden, weight, bias).movedim(0, len(size) - 1)  # [*B, T, 1 + m]
+        written = {"pi_hat": out[..., 0], "y_hat": out[..., 1:].softmax(-1)}
+        return tree.new({**tree.entries(tree.lock(td)), **written}, size), buffers
+
+    return Model(init, apply)
+
+
+def _per_step(td: TensorDictBase, name: str) -> Tensor:
+    """Entry with one number a step, of the batch's shape; a trailing axis of one is dropped."""
+    value = _entry(td, name)
+    if value.shape == (*td.batch_size, 1):
+        return value[..., 0]
+    if value.shape != td.batch_size:
+        raise ValueError(f"lpg_network: {name} has shape {tuple(value.shape)}, expected {list(td.batch_size)} (the batch)")
+    if name == "done" and value.dtype != torch.bool:
+        raise TypeError(f"lpg_network: done is {value.dtype}, expected bool")
+    return value
+
+
+def _prediction(td: TensorDictBase, n_prediction: int, *prefix: str) -> Tensor:
+    value = _entry(td, *prefix, "prediction")
+    wanted = (*td.batch_size, n_prediction)
+    if value.shape != wanted:
+        text = tree.show_path((*prefix, "prediction"))
+        raise ValueError(
+            f"lpg_network: {text} has shape {tuple(value.shape)}, expected {wanted} (the batch, and m={n_prediction})"
+        )
+    return value
+
+
+def _entry(td: TensorDictBase, *path: str) -> Any:  # noqa: ANN401
+    value: Any = td
+    for name in path:
+        if not isinstance(value, TensorDictBase) or name not in value.keys():  # noqa: SIM118
+            known = ", ".join(tree.show_path(p) for p in tree.paths(td)) or "none"
+            raise ValueError(f"lpg_network: the td has no {tree.show_path(path)}; its keys are {known}")
+        value = value.get(name)
+    return value
+
+
+def lpg_rule(
+    network: Model,
+    *,
+    gamma: float | Tensor = 0.99,
+    dist_class: Any = Categorical,  # noqa: ANN401
+    prediction_coeff: float | Tensor = 0.5,
+    full_stop: bool = True,
+) -> UpdateRule:
+    """Learned Policy Gradient as an update rule.
+
+    Args:
+        network: model as ``lpg_network`` makes it.
+        gamma: discount that the network is told of; an entry ``gamma`` of the trajectory wins over it.
+        dist_class: distribution of the actions, made of the actor's outputs.
+        prediction_coeff: alpha, weight of the predictions' divergence from their targets.
+        full_stop: whether pi(a_t|s_t), y(s_t) and y(s_{t+1}) enter the network cut off from the agent's parameters,
+            for the outer gradient too, as GROOVE has them; without it the meta-gradient has those paths as well.
+
+    Returns:
+        The rule, for agents that give the policy's parameters and ``prediction``; params are the network's.
+
+    Source: Oh et al. (2020), equation 3; Jackson et al. (2023) for the full stop.
+    """
+
+    def apply(params: TensorDict, buffers: TensorDict, td: TensorDict) -> tuple[TensorDict, TensorDict]:
+        following = td["next"]
+        policy = losses.distribution(td, dist_class)
+        inputs = {
+            "action_prob": policy.log_prob(td["action"]).exp(),
+            "prediction": td["prediction"],
+            "next": tree.new({"prediction": following["prediction"]}, td.batch_size),
+        }
+        inputs = tree.new(inputs, td.batch_size)
+        if full_stop:
+            inputs = detach(inputs)
+        told = torch.as_tensor(gamma, dtype=inputs["action_prob"].dtype, device=inputs["action_prob"].device)
+        data = {
+            "reward": following["reward"],
+            "done": following["done"],
+            "gamma": td["gamma"] if "gamma" in td.keys() else told.expand(td.batch_size),  # noqa: SIM118
+        }
+        out, buffers = network.apply(params, buffers, tree.new({**data, **tree.entries(inputs)}, td.batch_size))
+        written = {"pi_hat": out["pi_hat"], "y_hat": out["y_hat"]}
+        return tree.new({**tree.entries(tree.lock(td)), **written}, td.batch_size), buffers
+
+    def loss(td: TensorDict, **hyper: Any) -> TensorDict:  # noqa: ANN401
+        return losses.lpg_agent_loss(td, dist_class, **{"prediction_coeff": prediction_coeff, **hyper})
+
+    return UpdateRule(network.init, apply, loss)
+
