@@ -1,9 +1,9 @@
 """Derivatives and batching of functions of trees: ``grad``, ``vmap`` and what goes with them.
 
-Gradients are trees with the names of what they belong to. Any tensor that the function closes over keeps its place
-in an outer graph, so a gradient of a gradient with respect to anything is right. Where no transform of torch.func is
-at work, gradients come from ``torch.autograd.grad``, three times faster for small functions and with the same
-results.
+Gradients are trees with the names of what they belong to. Any tensor that the function closes over
+keeps its place in an outer graph, so a gradient of a gradient with respect to anything is right.
+Where no transform of torch.func is at work, gradients come from ``torch.autograd.grad``, three
+times faster for small functions and with the same results.
 """
 
 import inspect
@@ -19,7 +19,9 @@ from . import rng, tree
 from .tree import Structure, flatten, unflatten
 
 
-def grad(fn: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False) -> Callable[..., Any]:
+def grad(
+    fn: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
     """Gradient of a scalar function with respect to trees or tensors.
 
     Args:
@@ -28,8 +30,9 @@ def grad(fn: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bo
         has_aux: whether ``fn`` returns something beside the scalar.
 
     Returns:
-        Function of the same arguments that gives the gradient, of the argument's structure (a tuple of them for a
-        tuple of ``argnums``), zero for leaves without influence; ``(gradient, aux)`` with ``has_aux``.
+        Function of the same arguments that gives the gradient, of the argument's structure (a tuple
+        of them for a tuple of ``argnums``), zero for leaves without influence; ``(gradient, aux)``
+        with ``has_aux``.
 
     Raises:
         ValueError: when called, ``fn`` did not return a scalar, or there is no such argument.
@@ -37,7 +40,7 @@ def grad(fn: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bo
     """
     both = _value_and_grad("grad", fn, argnums, has_aux)
 
-    def gradient(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def gradient(*args: Any, **kwargs: Any) -> Any:
         value, grads = both(*args, **kwargs)
         return (grads, value[1]) if has_aux else grads
 
@@ -64,16 +67,22 @@ def value_and_grad(
     return _value_and_grad("value_and_grad", fn, argnums, has_aux)
 
 
-def _value_and_grad(name: str, fn: Callable[..., Any], argnums: int | tuple[int, ...], has_aux: bool) -> Any:  # noqa: ANN401
+def _value_and_grad(
+    name: str, fn: Callable[..., Any], argnums: int | tuple[int, ...], has_aux: bool
+) -> Any:
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
-    def both(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def both(*args: Any, **kwargs: Any) -> Any:
         for number in numbers:
             if not -len(args) <= number < len(args):
-                raise ValueError(f"{name}: argnums is {argnums}, but there are {len(args)} positional arguments")
+                raise ValueError(
+                    f"{name}: argnums is {argnums}, but there are {len(args)} positional arguments"
+                )
         leaves, structure = flatten(tuple([args[number] for number in numbers]))
         _require_float(name, leaves, structure, numbers)
-        rest: list[Any] = []  # how to build value and aux again; left by the function, read after it
+        rest: list[
+            Any
+        ] = []  # how to build value and aux again; left by the function, read after it
 
         def flat(*inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             arguments = list(args)
@@ -96,25 +105,42 @@ def _value_and_grad(name: str, fn: Callable[..., Any], argnums: int | tuple[int,
     return both
 
 
-def _require_float(name: str, leaves: list[Tensor], structure: Structure, numbers: tuple[int, ...]) -> None:
+def _require_float(
+    name: str, leaves: list[Tensor], structure: Structure, numbers: tuple[int, ...]
+) -> None:
     for path, leaf in zip(structure.paths(), leaves, strict=True):
         if not (leaf.is_floating_point() or leaf.is_complex()):
-            where = f"argument {numbers[path[0]]}" + (f" at {tree.show_path(path[1:])}" if path[1:] else "")
-            raise TypeError(f"{name}: {where} is {leaf.dtype}, expected a float dtype; tree.partition takes it out")
+            where = f"argument {numbers[path[0]]}" + (
+                f" at {tree.show_path(path[1:])}" if path[1:] else ""
+            )
+            raise TypeError(
+                f"{name}: {where} is {leaf.dtype}, expected a float dtype; "
+                "tree.partition takes it out"
+            )
 
 
-def _scalar(name: str, out: Any, has_aux: bool) -> tuple[Tensor, Any]:  # noqa: ANN401
+def _scalar(name: str, out: Any, has_aux: bool) -> tuple[Tensor, Any]:
     if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-        raise ValueError(f"{name}: fn returned {_kind(out)}, expected (scalar, aux) with has_aux=True")
+        raise ValueError(
+            f"{name}: fn returned {_kind(out)}, expected (scalar, aux) with has_aux=True"
+        )
     value, aux = out if has_aux else (out, ())
     if not isinstance(value, Tensor) or value.numel() != 1 or value.ndim:
-        hint = "; losses.total adds the losses of a TensorDict" if not isinstance(value, Tensor) else ""
+        hint = (
+            "; losses.total adds the losses of a TensorDict"
+            if not isinstance(value, Tensor)
+            else ""
+        )
         raise ValueError(f"{name}: fn returned {_kind(value)}, expected a 0-d tensor{hint}")
     return value, aux
 
 
-def _kind(value: Any) -> str:  # noqa: ANN401
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+def _kind(value: Any) -> str:
+    return (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )
 
 
 def _transformed() -> bool:
@@ -123,7 +149,7 @@ def _transformed() -> bool:
     return forward or torch._C._functorch.maybe_current_level() is not None
 
 
-def _functional(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:  # noqa: ANN401
+def _functional(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
     if not leaves:
         value, aux = flat()
         return (), (value, aux)
@@ -132,7 +158,7 @@ def _functional(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:  # n
     return grads, (value, aux)
 
 
-def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:  # noqa: ANN401
+def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
     """Gradient by torch.autograd, its graph kept only where something outside depends on it."""
     outer = torch.is_grad_enabled()
     call = _Call()
@@ -140,9 +166,13 @@ def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:  # noqa:
         # an alias keeps the outer graph of what has one; the rest gets leaves of its own
         inputs = [x.view_as(x) if outer and x.requires_grad else call.leaf(x) for x in leaves]
         value, aux = flat(*inputs)
-        keep = outer and (any([x.requires_grad for x in leaves]) or _reaches_out([value, *aux], call))
+        keep = outer and (
+            any([x.requires_grad for x in leaves]) or _reaches_out([value, *aux], call)
+        )
         if value.requires_grad and inputs:
-            grads = torch.autograd.grad(value, inputs, create_graph=keep, allow_unused=True, materialize_grads=True)
+            grads = torch.autograd.grad(
+                value, inputs, create_graph=keep, allow_unused=True, materialize_grads=True
+            )
         else:
             grads = tuple([torch.zeros_like(x) for x in leaves])
     call.over = True
@@ -152,7 +182,7 @@ def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:  # noqa:
 
 
 class _Call:
-    """One call of a gradient: the leaves that it made mean nothing to others, nor to anyone once it's over."""
+    """One call of a gradient; the leaves that it made mean nothing to others, or once it's over."""
 
     def __init__(self) -> None:
         self.over = False
@@ -185,34 +215,39 @@ def _reaches_out(outputs: Sequence[Tensor], call: _Call) -> bool:
     return False
 
 
-def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0) -> Callable[..., Any]:  # noqa: ANN401
+def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0) -> Callable[..., Any]:
     """Function over a batch axis, of trees whose sub-trees may be batched or shared.
 
     Args:
         fn: function of trees, tensors, and nests of them, written for one element.
-        in_dims: for all arguments or, as a tuple, for each: ``0`` maps axis 0 of a tensor, and of a tree axis 0 of
-            each sub-tree whose batch size is not ``[]`` (those of batch size ``[]`` are shared); ``None`` shares
-            all; ``{"meta": None, "policy": 0}`` says it by name. What isn't a tensor is shared, and keyword
-            arguments are mapped over axis 0.
-        out_dims: the same for what ``fn`` returns: ``0`` puts the axis first, ``None`` keeps what does not depend on
-            the mapped arguments as it is, names say it for each sub-tree.
+        in_dims: for all arguments or, as a tuple, for each: ``0`` maps axis 0 of a tensor, and of a
+            tree axis 0 of each sub-tree whose batch size is not ``[]`` (those of batch size ``[]``
+            are shared); ``None`` shares all; ``{"meta": None, "policy": 0}`` says it by name. What
+            isn't a tensor is shared, and keyword arguments are mapped over axis 0.
+        out_dims: the same for what ``fn`` returns: ``0`` puts the axis first, ``None`` keeps what
+            does not depend on the mapped arguments as it is, names say it for each sub-tree.
 
     Returns:
         The function; trees that it returns have the axis in front of every batch size.
 
     Raises:
-        ValueError: when called, nothing is mapped, sizes differ, or in_dims doesn't fit the arguments.
+        ValueError: when called, nothing is mapped, sizes differ, or in_dims doesn't fit the
+            arguments.
     """
 
-    def mapped(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def mapped(*args: Any, **kwargs: Any) -> Any:
         dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
         if len(dims) != len(args):
-            raise ValueError(f"vmap: in_dims has {len(dims)} entries, expected {len(args)} (from the arguments)")
+            raise ValueError(
+                f"vmap: in_dims has {len(dims)} entries, expected {len(args)} (from the arguments)"
+            )
         leaves, structure = flatten((*args, kwargs))
         axes: list[int | None] = []
         inner = _mapped(structure, (*dims, 0), axes, ())
         size = _mapped_size(structure, leaves, axes)
-        rest: list[Structure] = []  # what fn returned, without its tensors; left by flat, read after it
+        rest: list[
+            Structure
+        ] = []  # what fn returned, without its tensors; left by flat, read after it
         out_axes: list[int | None] = []
 
         def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -233,22 +268,30 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0) -> Callabl
     return mapped
 
 
-def _mapped(structure: Structure, spec: Any, axes: list[int | None], path: tuple[Any, ...]) -> Structure:  # noqa: ANN401
+def _mapped(
+    structure: Structure, spec: Any, axes: list[int | None], path: tuple[Any, ...]
+) -> Structure:
     """Structure as fn sees it; the axis of each leaf is added to ``axes``."""
     kind = structure.kind
     if kind == "static":
         return structure
     if kind == "leaf":
         if spec is not None and not isinstance(spec, int):
-            raise ValueError(f"vmap: in_dims for {_where(path)} is {spec!r}, expected an axis or None")
+            raise ValueError(
+                f"vmap: in_dims for {_where(path)} is {spec!r}, expected an axis or None"
+            )
         axes.append(spec)
         return structure
     size = structure.batch_size
     if kind == "tree" and isinstance(spec, int):
         if spec < 0 or 0 < len(size) <= spec:
-            raise ValueError(f"vmap: in_dims is {spec} for {_where(path)}, whose batch size is {list(size)}")
+            raise ValueError(
+                f"vmap: in_dims is {spec} for {_where(path)}, whose batch size is {list(size)}"
+            )
         own = spec if len(size) else None  # the axis of this level's leaves
-        specs: Sequence[Any] = [own if child.kind == "leaf" else spec for child in structure.children]
+        specs: Sequence[Any] = [
+            own if child.kind == "leaf" else spec for child in structure.children
+        ]
         size = size[:spec] + size[spec + 1 :]
     else:
         specs = _children_specs("in_dims", structure, spec, path)
@@ -258,7 +301,9 @@ def _mapped(structure: Structure, spec: Any, axes: list[int | None], path: tuple
     return Structure(kind, structure.names, children, structure.order, size)
 
 
-def _children_specs(argument: str, structure: Structure, spec: Any, path: tuple[Any, ...]) -> Sequence[Any]:  # noqa: ANN401
+def _children_specs(
+    argument: str, structure: Structure, spec: Any, path: tuple[Any, ...]
+) -> Sequence[Any]:
     """The axes of a level's children, given for all of them or one by one."""
     if spec is None or isinstance(spec, int):
         return [spec] * len(structure.children)
@@ -267,9 +312,15 @@ def _children_specs(argument: str, structure: Structure, spec: Any, path: tuple[
             names = f"{sorted(spec)}, expected {sorted(structure.names)}"
             raise ValueError(f"vmap: {argument} for {_where(path)} names {names} (from the tree)")
         return [spec[name] for name in structure.names]
-    if isinstance(spec, tuple | list) and len(spec) == len(structure.children) and structure.kind not in ("tree", dict):
+    if (
+        isinstance(spec, tuple | list)
+        and len(spec) == len(structure.children)
+        and structure.kind not in ("tree", dict)
+    ):
         return spec
-    raise ValueError(f"vmap: {argument} for {_where(path)} is {spec!r}, which does not fit what is there")
+    raise ValueError(
+        f"vmap: {argument} for {_where(path)} is {spec!r}, which does not fit what is there"
+    )
 
 
 def _mapped_size(structure: Structure, leaves: Sequence[Tensor], axes: Sequence[int | None]) -> int:
@@ -280,20 +331,27 @@ def _mapped_size(structure: Structure, leaves: Sequence[Tensor], axes: Sequence[
             continue
         if not -leaf.ndim <= axis < leaf.ndim:
             shape = f"shape {tuple(leaf.shape)}"
-            raise ValueError(f"vmap: {_where(path)} has {shape}, expected an axis {axis}; share it with None")
+            raise ValueError(
+                f"vmap: {_where(path)} has {shape}, expected an axis {axis}; share it with None"
+            )
         if found is None:
             found = leaf.shape[axis], path
         elif leaf.shape[axis] != found[0]:
-            sizes = f"{leaf.shape[axis]} along axis {axis}, expected {found[0]} (from {_where(found[1])})"
-            raise ValueError(f"vmap: {_where(path)} has size {sizes}")
+            wanted = f"{found[0]} (from {_where(found[1])})"
+            raise ValueError(
+                f"vmap: {_where(path)} has size {leaf.shape[axis]} along axis {axis}, "
+                f"expected {wanted}"
+            )
     if found is None:
-        raise ValueError("vmap: nothing is mapped: every tree has batch size [] or every in_dims is None")
+        raise ValueError(
+            "vmap: nothing is mapped: every tree has batch size [] or every in_dims is None"
+        )
     return found[0]
 
 
 def _unmapped(
     structure: Structure,
-    spec: Any,  # noqa: ANN401
+    spec: Any,
     axes: list[int | None],
     path: tuple[Any, ...],
     size: int,
@@ -304,7 +362,9 @@ def _unmapped(
         return structure
     if kind == "leaf":
         if spec is not None and not isinstance(spec, int):
-            raise ValueError(f"vmap: out_dims for {_where(path)} is {spec!r}, expected an axis or None")
+            raise ValueError(
+                f"vmap: out_dims for {_where(path)} is {spec!r}, expected an axis or None"
+            )
         axes.append(spec)
         return structure
     batch = structure.batch_size
@@ -316,11 +376,15 @@ def _unmapped(
         batch = torch.Size(())
     specs = _children_specs("out_dims", structure, spec, path)
     rows = zip(structure.names, structure.children, specs, strict=True)
-    children = tuple([_unmapped(child, inner, axes, (*path, name), size) for name, child, inner in rows])
+    children = tuple(
+        [_unmapped(child, inner, axes, (*path, name), size) for name, child, inner in rows]
+    )
     return Structure(kind, structure.names, children, structure.order, batch)
 
 
-def _require_shared(structure: Structure, outputs: Sequence[Tensor], axes: Sequence[int | None]) -> None:
+def _require_shared(
+    structure: Structure, outputs: Sequence[Tensor], axes: Sequence[int | None]
+) -> None:
     """Refuse an output that is said to be shared and depends on what is mapped."""
     if torch.compiler.is_compiling() or all([axis is not None for axis in axes]):
         return
@@ -328,7 +392,9 @@ def _require_shared(structure: Structure, outputs: Sequence[Tensor], axes: Seque
     for path, out, axis in zip(structure.paths(), outputs, axes, strict=True):
         if axis is None and torch._C._functorch.maybe_get_level(out) == level:
             text = tree.show_path(path) if path else "the output"
-            raise ValueError(f"vmap: out_dims is None for {text}, which depends on the mapped arguments")
+            raise ValueError(
+                f"vmap: out_dims is None for {text}, which depends on the mapped arguments"
+            )
 
 
 def _where(path: tuple[Any, ...]) -> str:
@@ -337,7 +403,7 @@ def _where(path: tuple[Any, ...]) -> str:
     return f"argument {path[0]}" + (f" at {tree.show_path(path[1:])}" if path[1:] else "")
 
 
-def detach(nest: Any) -> Any:  # noqa: ANN401
+def detach(nest: Any) -> Any:
     """Nest of the same values, cut off from every graph: the full stop.
 
     Args:
@@ -350,7 +416,7 @@ def detach(nest: Any) -> Any:  # noqa: ANN401
     return unflatten(structure, [leaf.detach() for leaf in leaves])
 
 
-def hvp(fn: Callable[..., Tensor], argument: Any, vector: Any, *args: Any) -> Any:  # noqa: ANN401
+def hvp(fn: Callable[..., Tensor], argument: Any, vector: Any, *args: Any) -> Any:
     """Product of the Hessian of ``fn(argument, *args)`` with a vector, ``d/dx <grad fn(x), v>``.
 
     Args:
@@ -370,7 +436,7 @@ def hvp(fn: Callable[..., Tensor], argument: Any, vector: Any, *args: Any) -> An
     parts, structure = flatten(vector)
     tree.require_same("hvp", ("the argument", flatten(argument)[1]), ("the vector", structure))
 
-    def slope(x: Any) -> Tensor:  # noqa: ANN401
+    def slope(x: Any) -> Tensor:
         slopes = tree.leaves(grad(fn)(x, *args))
         return torch.stack([(a * b).sum() for a, b in zip(slopes, parts, strict=True)]).sum()
 
@@ -378,17 +444,17 @@ def hvp(fn: Callable[..., Tensor], argument: Any, vector: Any, *args: Any) -> An
 
 
 def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Function with the same values and gradients that keeps no intermediates, and computes them again backward.
+    """Function that keeps no intermediates and computes them again backward; same numbers.
 
     Args:
         fn: pure function of trees, tensors and nests of them.
 
     Returns:
-        The function. Inside a transform of torch.func, which has no room for it, it is ``fn`` itself: the numbers are
-        the same and the memory is not saved.
+        The function. Inside a transform of torch.func, which has no room for it, it is ``fn``
+        itself: the numbers are the same and the memory is not saved.
     """
 
-    def checkpointed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or _transformed():
             return fn(*args, **kwargs)
         rest: list[Structure] = []
@@ -410,32 +476,39 @@ def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_grads(
     fn: Callable[..., Any],
-    *trees: Any,  # noqa: ANN401
+    *trees: Any,
     step: float = 1e-5,
     rtol: float = 1e-5,
     atol: float = 1e-7,
     max_entries: int = 32,
 ) -> None:
-    """Hold autodiff against central differences, ``(f(x + h) - f(x - h)) / 2h``, for each named entry.
+    """Hold autodiff against central differences for each named entry.
+
+        df/dx = (f(x + h) - f(x - h)) / 2h
 
     Args:
-        fn: function of the trees that returns tensors; several numbers are added up with fixed weights.
+        fn: function of the trees that returns tensors; several numbers are added up with fixed
+            weights.
         trees: trees or tensors of float64; integer leaves are left alone.
         step: h, times the entry's size where that is above 1.
         rtol: relative tolerance.
         atol: absolute tolerance, times the size of the value where that is above 1.
-        max_entries: a leaf with more numbers than this is held along as many fixed random directions.
+        max_entries: a leaf with more numbers than this is held along as many fixed random
+            directions.
 
     Raises:
-        AssertionError: they differ somewhere; the message says where, and where a path is cut, as in
-            ``hyper["gamma"]: autodiff 0, central 4.956: no path (detached)``.
-        TypeError: a leaf is of a float dtype other than float64, too coarse for central differences.
+        AssertionError: they differ somewhere; the message says where, and where a path is cut, as
+            in ``hyper["gamma"]: autodiff 0, central 4.956: no path (detached)``.
+        TypeError: a leaf is of a float dtype other than float64, too coarse for central
+            differences.
     """
     leaves, structure = flatten(trees)
     names = [_entry_name(fn, path) for path in structure.paths()]
     for name, leaf in zip(names, leaves, strict=True):
         if (leaf.is_floating_point() and leaf.dtype != torch.float64) or leaf.is_complex():
-            raise TypeError(f"check_grads: {name} is {leaf.dtype}, expected float64, as tree.double() makes it")
+            raise TypeError(
+                f"check_grads: {name} is {leaf.dtype}, expected float64, as tree.double() makes it"
+            )
     chosen = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point() and leaf.numel()]
 
     def value(*inputs: Tensor) -> Tensor:
@@ -462,7 +535,9 @@ def check_grads(
             auto = float((slope * direction).sum())
             if not abs(auto - central) <= floor + rtol * abs(central):
                 cut = ": no path (detached)" if auto == 0.0 else ""
-                wrong.append(f"{names[chosen[k]]}{label}: autodiff {auto:.10g}, central {central:.10g}{cut}")
+                wrong.append(
+                    f"{names[chosen[k]]}{label}: autodiff {auto:.10g}, central {central:.10g}{cut}"
+                )
     if wrong:
         more = f"\n... and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         raise AssertionError("check_grads:\n" + "\n".join(wrong[:20]) + more)
@@ -493,7 +568,13 @@ def _directions(x: Tensor, most: int) -> list[tuple[str, Tensor]]:
     if x.numel() <= most:
         units = torch.eye(x.numel(), dtype=x.dtype, device=x.device).reshape(-1, *x.shape)
         places = itertools.product(*[range(n) for n in x.shape])
-        return [(f"{list(place)}" if place else "", unit) for place, unit in zip(places, units, strict=True)]
+        return [
+            (f"{list(place)}" if place else "", unit)
+            for place, unit in zip(places, units, strict=True)
+        ]
     keys = rng.split(rng.key(1, device=x.device), most)
-    signs = [2.0 * rng.bernoulli(key, torch.full(tuple(x.shape), 0.5, device=x.device)).to(x.dtype) - 1.0 for key in keys]
+    signs = [
+        2.0 * rng.bernoulli(key, torch.full(tuple(x.shape), 0.5, device=x.device)).to(x.dtype) - 1.0
+        for key in keys
+    ]
     return [(f" along random direction {i}", sign) for i, sign in enumerate(signs)]

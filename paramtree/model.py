@@ -3,10 +3,12 @@
     init(key) -> (params, buffers)
     apply(params, buffers, batch) -> (out, buffers)
 
-A layer takes a tensor or a tuple of tensors and gives a tensor or a tuple. A model takes a TensorDict and gives a
-new one with the batch's entries and its own. There are two ways up: ``td_model`` makes a model of a layer, and
-``compose`` runs named models in order and nests their parameters by those names. Nothing is owned and nothing is
-written: parameters come in from outside, non-leaf tensors of an outer graph included, and buffers come back.
+A layer takes a tensor or a tuple of tensors and gives a tensor or a tuple. A model takes a
+TensorDict and gives a new one with the batch's entries and its own. There are two ways up:
+``td_model`` makes a model of a layer, and ``compose`` runs named models in order and nests their
+parameters by those names. Nothing is owned and nothing is
+written: parameters come in from outside, non-leaf tensors of an outer graph included, and buffers
+come back.
 """
 
 from collections.abc import Callable
@@ -24,14 +26,14 @@ Keys = Key | list[Key]
 class Model(NamedTuple):
     """A pair of pure functions, ``init(key)`` and ``apply(params, buffers, batch)``.
 
-    Calling the pair, ``model(params, buffers, batch)``, is ``apply(...)[0]`` for models that leave their buffers as
-    they are.
+    Calling the pair, ``model(params, buffers, batch)``, is ``apply(...)[0]`` for models that leave
+    their buffers as they are.
     """
 
     init: Callable[[Tensor], tuple[TensorDict, TensorDict]]
     apply: Callable[[Any, Any, Any], tuple[Any, Any]]
 
-    def __call__(self, params: Any, buffers: Any, batch: Any) -> Any:  # noqa: ANN401
+    def __call__(self, params: Any, buffers: Any, batch: Any) -> Any:
         """Output alone, of a model that leaves its buffers as they are.
 
         Args:
@@ -53,7 +55,9 @@ class Model(NamedTuple):
             rows = zip(structure.paths(), old, fresh, strict=True)
             changed = [tree.show_path(path).strip("'") for path, a, b in rows if a is not b]
             if changed:
-                raise ValueError(f"model: this model updates its buffers ({', '.join(changed)}); use apply")
+                raise ValueError(
+                    f"model: this model updates its buffers ({', '.join(changed)}); use apply"
+                )
         return out
 
 
@@ -62,7 +66,8 @@ def td_model(layer: Model, in_keys: Keys, out_keys: Keys) -> Model:
 
     Args:
         layer: a pair whose ``apply`` takes a tensor, or a tuple of them.
-        in_keys: key that the layer reads, as text with dots or a tuple; a list of keys makes a tuple of tensors.
+        in_keys: key that the layer reads, as text with dots or a tuple; a list of keys makes a
+            tuple of tensors.
         out_keys: key that it writes, or a list of keys for a tuple of outputs.
 
     Returns:
@@ -70,44 +75,56 @@ def td_model(layer: Model, in_keys: Keys, out_keys: Keys) -> Model:
 
     Raises:
         TypeError: a key is neither text nor a tuple of names.
-        ValueError: when applied, a key is missing from the batch, or an output does not begin with the batch size.
+        ValueError: when applied, a key is missing from the batch, or an output does not begin with
+            the batch size.
     """
     reads, writes = _keys("in_keys", in_keys), _keys("out_keys", out_keys)
 
-    def apply(params: TensorDict, buffers: TensorDict, batch: TensorDictBase) -> tuple[TensorDict, TensorDict]:
+    def apply(
+        params: TensorDict, buffers: TensorDict, batch: TensorDictBase
+    ) -> tuple[TensorDict, TensorDict]:
         inputs = [_get(batch, key) for key in reads]
         single = not isinstance(in_keys, list)
         out, buffers = layer.apply(params, buffers, inputs[0] if single else tuple(inputs))
         outputs = (out,) if not isinstance(out_keys, list) else out
         if not isinstance(outputs, tuple) or len(outputs) != len(writes):
             got = len(outputs) if isinstance(outputs, tuple) else "one tensor"
-            raise ValueError(f"td_model: the layer gave {got}, expected {len(writes)} outputs (from out_keys)")
+            raise ValueError(
+                f"td_model: the layer gave {got}, expected {len(writes)} outputs (from out_keys)"
+            )
         return _written(batch, dict(zip(writes, outputs, strict=True))), buffers
 
     return Model(layer.init, apply)
 
 
 def _keys(argument: str, keys: Keys) -> list[tuple[str, ...]]:
-    found = [tree.parse_path("td_model", key) for key in (keys if isinstance(keys, list) else [keys])]
+    found = [
+        tree.parse_path("td_model", key) for key in (keys if isinstance(keys, list) else [keys])
+    ]
     if not found:
         raise ValueError(f"td_model: {argument} is empty, expected at least one key")
     return found
 
 
-def _get(batch: TensorDictBase, key: tuple[str, ...]) -> Any:  # noqa: ANN401
+def _get(batch: TensorDictBase, key: tuple[str, ...]) -> Any:
     value: Any = batch
     for name in key:
-        if not isinstance(value, TensorDictBase) or name not in value.keys():  # noqa: SIM118
+        if not isinstance(value, TensorDictBase) or name not in value.keys():
             known = ", ".join(tree.show_path(path) for path in tree.paths(batch)) or "none"
-            raise ValueError(f"td_model: the batch has no {tree.show_path(key)}; its keys are {known}")
+            raise ValueError(
+                f"td_model: the batch has no {tree.show_path(key)}; its keys are {known}"
+            )
         value = value.get(name)
     return value
 
 
 def _written(batch: TensorDictBase, outputs: dict[tuple[str, ...], Tensor]) -> TensorDict:
-    """New locked tree with the batch's entries and the outputs, sub-trees made where they are missing."""
+    """New locked tree with the batch's entries and the outputs, missing sub-trees made."""
     size = batch.batch_size
-    top = {name: tree.lock(v) if isinstance(v, TensorDictBase) else v for name, v in tree.entries(batch).items()}
+    top = {
+        name: tree.lock(v) if isinstance(v, TensorDictBase) else v
+        for name, v in tree.entries(batch).items()
+    }
     for key, value in outputs.items():
         if value.shape[: len(size)] != size:
             shape = f"{tuple(value.shape)}, expected it to begin with {list(size)} (the batch size)"
@@ -124,27 +141,37 @@ def compose(**models: Model) -> Model:
     """Model that runs named models in order, each on the output of those before it.
 
     Args:
-        models: the models; ``compose(actor=..., critic=...)`` nests params and buffers as ``params["actor"]``.
+        models: the models; ``compose(actor=..., critic=...)`` nests params and buffers as
+            ``params["actor"]``.
 
     Returns:
-        The model. Each part's key is ``fold_in(key, name)``, so a new part leaves its siblings' values alone.
+        The model. Each part's key is ``fold_in(key, name)``, so a new part leaves its siblings'
+        values alone.
 
     Raises:
         ValueError: there are none, or, when applied, params or buffers lack a part's name.
         TypeError: a part isn't a pair of functions.
     """
     if not models:
-        raise ValueError("compose: no models given, expected named ones, such as compose(actor=..., critic=...)")
+        raise ValueError(
+            "compose: no models given, expected named ones, such as compose(actor=..., critic=...)"
+        )
     for name, model in models.items():
         if not (isinstance(model, tuple) and len(model) == 2 and callable(model[0])):
-            raise TypeError(f"compose: {name} is a {type(model).__name__}, expected a Model(init, apply)")
+            raise TypeError(
+                f"compose: {name} is a {type(model).__name__}, expected a Model(init, apply)"
+            )
 
     def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
         parts = {name: model.init(rng.fold_in(key, name)) for name, model in models.items()}
         params = {name: tree.lock(part[0]) for name, part in parts.items()}
-        return tree.new(params), tree.new({name: tree.lock(part[1]) for name, part in parts.items()})
+        return tree.new(params), tree.new(
+            {name: tree.lock(part[1]) for name, part in parts.items()}
+        )
 
-    def apply(params: TensorDict, buffers: TensorDict, batch: TensorDictBase) -> tuple[TensorDict, TensorDict]:
+    def apply(
+        params: TensorDict, buffers: TensorDict, batch: TensorDictBase
+    ) -> tuple[TensorDict, TensorDict]:
         for argument, value in (("params", params), ("buffers", buffers)):
             _require_parts(argument, value, models)
         after = {}
@@ -159,9 +186,12 @@ def compose(**models: Model) -> Model:
     return Model(init, apply)
 
 
-def _require_parts(argument: str, value: Any, models: dict[str, Model]) -> None:  # noqa: ANN401
+def _require_parts(argument: str, value: Any, models: dict[str, Model]) -> None:
     tree.require_tree("compose", argument, value)
-    missing, extra = [n for n in models if n not in value.keys()], [n for n in value.keys() if n not in models]  # noqa: SIM118
+    missing, extra = (
+        [n for n in models if n not in value.keys()],
+        [n for n in value.keys() if n not in models],
+    )
     if missing or extra:
         lacks = f"{argument} lack {', '.join(missing)}" if missing else ""
         more = f"{argument} also hold {', '.join(extra)}" if extra else ""
@@ -170,34 +200,46 @@ def _require_parts(argument: str, value: Any, models: dict[str, Model]) -> None:
 
 
 def with_next(model: Model) -> Model:
-    """Model that runs on ``td`` and on ``td["next"]`` at once, and writes ``("next", key)`` beside each key.
+    """Model that runs on ``td`` and ``td["next"]`` at once, and writes ``("next", key)`` too.
 
     Args:
         model: a model that takes any leading batch axes.
 
     Returns:
-        The model. It sees the keys that ``td`` and ``td["next"]`` both have, stacked along a new leading axis.
+        The model. It sees the keys that ``td`` and ``td["next"]`` both have, stacked along a new
+        leading axis.
 
     Raises:
         ValueError: when applied, the batch has no ``next``, or shares no key with it.
     """
 
-    def apply(params: TensorDict, buffers: TensorDict, batch: TensorDictBase) -> tuple[TensorDict, TensorDict]:
+    def apply(
+        params: TensorDict, buffers: TensorDict, batch: TensorDictBase
+    ) -> tuple[TensorDict, TensorDict]:
         tree.require_tree("with_next", "batch", batch)
         now = tree.entries(batch)
         after = now.pop("next", None)
         if not isinstance(after, TensorDictBase):
-            raise ValueError(f"with_next: the batch has no 'next'; its keys are {', '.join(now) or 'none'}")
-        both = [name for name in now if name in after.keys()]  # noqa: SIM118
+            raise ValueError(
+                f"with_next: the batch has no 'next'; its keys are {', '.join(now) or 'none'}"
+            )
+        both = [name for name in now if name in after.keys()]
         if not both:
             keys = f"{', '.join(now) or 'none'}, of its 'next' {', '.join(after.keys()) or 'none'}"
-            raise ValueError(f"with_next: the batch and its 'next' share no key; those of the batch are {keys}")
+            raise ValueError(
+                f"with_next: the batch and its 'next' share no key; those of the batch are {keys}"
+            )
         left = tree.new({name: _locked(now[name]) for name in both}, batch.batch_size)
         right = tree.new({name: _locked(after.get(name)) for name in both}, batch.batch_size)
         out, buffers = model.apply(params, buffers, tree.stack([left, right]))
-        written = [name for name in out.keys() if name not in both]  # noqa: SIM118
-        rows = tree.unstack(tree.new({name: _locked(out.get(name)) for name in written}, out.batch_size))
-        following = {**{n: _locked(v) for n, v in tree.entries(after).items()}, **tree.entries(rows[1])}
+        written = [name for name in out.keys() if name not in both]
+        rows = tree.unstack(
+            tree.new({name: _locked(out.get(name)) for name in written}, out.batch_size)
+        )
+        following = {
+            **{n: _locked(v) for n, v in tree.entries(after).items()},
+            **tree.entries(rows[1]),
+        }
         top = {**{n: _locked(v) for n, v in now.items()}, **tree.entries(rows[0])}
         top["next"] = tree.new(following, after.batch_size)
         return tree.new(top, batch.batch_size), buffers
@@ -205,5 +247,5 @@ def with_next(model: Model) -> Model:
     return Model(model.init, apply)
 
 
-def _locked(value: Any) -> Any:  # noqa: ANN401
+def _locked(value: Any) -> Any:
     return tree.lock(value) if isinstance(value, TensorDictBase) else value

@@ -1,7 +1,8 @@
-"""The inner loop: agents live in their worlds and are updated by a rule, and the whole is differentiable.
+"""The inner loop: agents act and are updated by a rule, and the whole is differentiable.
 
-Everything is written for one task; the task axis is made by ``vmap`` where the loop is called. Tasks of one
-architecture are stacked, tasks of different ones are groups with names, and they share nothing but the rule.
+Everything is written for one task; the task axis is made by ``vmap`` where the loop is called.
+Tasks of one architecture are stacked, tasks of different ones are groups with names, and they share
+nothing but the rule.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ def train_agent(
     *,
     updates: int = 5,
     length: int = 20,
-    dist_class: Any = Categorical,  # noqa: ANN401
+    dist_class: Any = Categorical,
     hyper: TensorDict | None = None,
 ) -> tuple[TensorDict, list[TensorDict]]:
     """Rollouts and updates of one agent, in turn.
@@ -44,8 +45,8 @@ def train_agent(
         optimizer: transform of its gradients.
         rule_params: the rule's parameters.
         level: the level, of batch size ``[]``.
-        state: ``params``, ``buffers``, ``optimizer``, ``rule`` (its buffers) and ``env`` (the workers' states, of
-            batch size ``[W]``); other entries come back as they are.
+        state: ``params``, ``buffers``, ``optimizer``, ``rule`` (its buffers) and ``env`` (the
+            workers' states, of batch size ``[W]``); other entries come back as they are.
         key: key ``[2]``; update k uses ``fold_in(key, k)``.
         updates: K, the number of updates.
         length: T, the steps of each rollout.
@@ -53,24 +54,42 @@ def train_agent(
         hyper: hyper-parameters of the rule's loss by name.
 
     Returns:
-        ``(state, trajectories)``: the agent after K updates, with a graph that leads to ``rule_params``, ``hyper`` and
-        the first parameters, and K trajectories ``[W, T]`` with the agent's outputs and what the rule added.
+        ``(state, trajectories)``: the agent after K updates, with a graph that leads to
+        ``rule_params``, ``hyper`` and the first parameters, and K trajectories ``[W, T]`` with the
+        agent's outputs and what the rule added.
 
     Raises:
         ValueError: ``updates`` or ``length`` is below 1, or the state lacks an entry.
     """
     for name, number in (("updates", updates), ("length", length)):
         if not isinstance(number, int) or number < 1:
-            raise ValueError(f"train_agent: {name} is {number!r}, expected a whole number of at least 1")
+            raise ValueError(
+                f"train_agent: {name} is {number!r}, expected a whole number of at least 1"
+            )
     tree.require_tree("train_agent", "state", state)
-    missing = [name for name in ("params", "buffers", "optimizer", "rule", "env") if name not in state.keys()]  # noqa: SIM118
+    missing = [
+        name
+        for name in ("params", "buffers", "optimizer", "rule", "env")
+        if name not in state.keys()
+    ]
     if missing:
-        raise ValueError(f"train_agent: state has no {', '.join(missing)}; its entries are {', '.join(state.keys())}")
+        raise ValueError(
+            f"train_agent: state has no {', '.join(missing)}; "
+            f"its entries are {', '.join(state.keys())}"
+        )
     trajectories = []
     for k in range(updates):
         acting = detach(state["params"])
         env_state, buffers, td = rollout(
-            env, agent, acting, state["buffers"], level, state["env"], rng.fold_in(key, k), length, dist_class
+            env,
+            agent,
+            acting,
+            state["buffers"],
+            level,
+            state["env"],
+            rng.fold_in(key, k),
+            length,
+            dist_class,
         )
         lived = {**tree.entries(state), "env": env_state, "buffers": buffers}
         state, td = update_agent(rule, agent, optimizer, rule_params, tree.new(lived), td, hyper)
@@ -88,10 +107,10 @@ def inner_loop(
     *,
     updates: int = 5,
     length: int = 20,
-    dist_class: Any = Categorical,  # noqa: ANN401
+    dist_class: Any = Categorical,
     hyper: TensorDict | None = None,
 ) -> tuple[TensorDict, dict[str, list[TensorDict]]]:
-    """Rollouts and updates of many agents, in groups that differ in architecture or in kind of world.
+    """Rollouts and updates of many agents, in groups that differ in architecture or world.
 
     Args:
         rule: the update rule that all agents share.
@@ -122,7 +141,7 @@ def inner_loop(
     return tree.new(after), trajectories
 
 
-def _require_groups(groups: Mapping[str, Any], states: TensorDict, optimizers: Any) -> None:  # noqa: ANN401
+def _require_groups(groups: Mapping[str, Any], states: TensorDict, optimizers: Any) -> None:
     if not groups:
         raise ValueError("inner_loop: no groups given, expected {group: (agent, env, levels)}")
     tree.require_tree("inner_loop", "states", states)
@@ -131,8 +150,10 @@ def _require_groups(groups: Mapping[str, Any], states: TensorDict, optimizers: A
         others = [*others, ("optimizers", optimizers)]
     for argument, value in others:
         if sorted(value.keys()) != sorted(groups):
-            names = f"{', '.join(sorted(value.keys())) or 'none'}, expected {', '.join(sorted(groups))} (from groups)"
-            raise ValueError(f"inner_loop: {argument} has the names {names}")
+            names, wanted = ", ".join(sorted(value.keys())) or "none", ", ".join(sorted(groups))
+            raise ValueError(
+                f"inner_loop: {argument} has the names {names}, expected {wanted} (from groups)"
+            )
     for name, (_, _, levels) in groups.items():
         if len(levels.batch_size) != 1:
             sizes = f"{list(levels.batch_size)}, expected [n_tasks]"

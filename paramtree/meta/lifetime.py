@@ -1,8 +1,8 @@
 """Lifetimes: agents are born on a level, learn on it for so many updates, and make room for others.
 
-Many agents of different ages live side by side. At the end of a lifetime an agent gets a new level and fresh
-parameters, and the others go on. All that an agent is stands in one tree, so the agents of a group are a tree of
-batch size ``[n]``:
+Many agents of different ages live side by side. At the end of a lifetime an agent gets a new level
+and fresh parameters, and the others go on. All that an agent is stands in one tree, so the agents
+of a group are a tree of batch size ``[n]``:
 
     params, buffers, optimizer   the agent and its optimizer's state
     rule                         what the rule remembers of this life
@@ -39,7 +39,9 @@ class Habitat(NamedTuple):
     lifetime: int = 250
 
 
-def birth(habitat: Habitat, rule: UpdateRule, key: Tensor, level: TensorDict | None = None) -> TensorDict:
+def birth(
+    habitat: Habitat, rule: UpdateRule, key: Tensor, level: TensorDict | None = None
+) -> TensorDict:
     """A new agent on a level of its own.
 
     Args:
@@ -49,7 +51,8 @@ def birth(habitat: Habitat, rule: UpdateRule, key: Tensor, level: TensorDict | N
         level: the level, or None for a sample of the habitat's.
 
     Returns:
-        The agent's state, of batch size ``[]``; ``vmap(partial(birth, habitat, rule))(keys)`` makes many.
+        The agent's state, of batch size ``[]``; ``vmap(partial(birth, habitat, rule))(keys)`` makes
+        many.
     """
     if level is None:
         level = habitat.sample(rng.fold_in(key, "level"))
@@ -65,10 +68,14 @@ def birth(habitat: Habitat, rule: UpdateRule, key: Tensor, level: TensorDict | N
         "env": habitat.env.reset(level, noise),
         "age": torch.zeros((), dtype=torch.int64, device=key.device),
     }
-    return tree.new({name: tree.lock(v) if isinstance(v, TensorDict) else v for name, v in state.items()})
+    return tree.new(
+        {name: tree.lock(v) if isinstance(v, TensorDict) else v for name, v in state.items()}
+    )
 
 
-def births(habitat: Habitat, rule: UpdateRule, key: Tensor, n: int, *, stagger: bool = False) -> TensorDict:
+def births(
+    habitat: Habitat, rule: UpdateRule, key: Tensor, n: int, *, stagger: bool = False
+) -> TensorDict:
     """Many new agents.
 
     Args:
@@ -76,7 +83,8 @@ def births(habitat: Habitat, rule: UpdateRule, key: Tensor, n: int, *, stagger: 
         rule: the rule that will train them.
         key: key ``[2]``; agent i comes from ``split(key, n)[i]``.
         n: how many.
-        stagger: whether the first lives end early, agent i's by ``i / n`` of a lifetime, so that ages spread.
+        stagger: whether the first lives end early, agent i's by ``i / n`` of a lifetime, so that
+            ages spread.
 
     Returns:
         The agents' states, of batch size ``[n]``.
@@ -130,7 +138,7 @@ def reward_curve(
     *,
     updates: int = 250,
     length: int = 20,
-    dist_class: Any = Categorical,  # noqa: ANN401
+    dist_class: Any = Categorical,
     report: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Mean reward per step over the lives of agents that start from scratch: how good a rule is.
@@ -159,7 +167,9 @@ def reward_curve(
         rewards = []
         for k in range(updates):
             step = rng.fold_in(lived, k)
-            states, trajectories = inner_loop(rule, group, habitat.optimizer, rule_params, states, step, **options)
+            states, trajectories = inner_loop(
+                rule, group, habitat.optimizer, rule_params, states, step, **options
+            )
             rewards.append(trajectories["agents"][0]["next", "reward"].reshape(n, -1).mean(1))
             if report is not None:
                 report(k + 1, rewards[-1])

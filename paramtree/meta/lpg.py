@@ -4,22 +4,24 @@ The network reads a trajectory backward in time,
 
     x_t = [r_t, d_t, gamma, pi(a_t|s_t), e(y(s_t)), e(y(s_{t+1}))]  ->  pi_hat_t, y_hat_t
 
-where y is the agent's *prediction*, a categorical vector that means what the network makes of it, and e a small
-embedding shared by both. The agent descends ``-log pi(a_t|s_t) pi_hat_t + alpha KL(y(s_t) || y_hat_t)``. The network
-itself descends, through K such updates, the policy gradient of the agents that come out.
+where y is the agent's *prediction*, a categorical vector that means what the network makes of it,
+and e a small embedding shared by both. The agent descends ``-log pi(a_t|s_t) pi_hat_t + alpha
+KL(y(s_t) || y_hat_t)``. The network itself descends, through K such updates, the policy gradient of
+the agents that come out.
 
-Source: Oh et al. (2020), "Discovering reinforcement learning algorithms"; GROOVE: Jackson et al. (2023),
-"Discovering general reinforcement learning algorithms with adversarial environment design".
+Source: Oh et al. (2020), "Discovering reinforcement learning algorithms"; GROOVE: Jackson et al.
+(2023), "Discovering general reinforcement learning algorithms with adversarial environment design".
 """
 
 from typing import Any, Literal
 
-import losses
 import torch
 import torch.nn.functional as F  # noqa: N812
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.distributions import Categorical
+
+import losses
 
 from .. import nn, rng, tree
 from ..autodiff import detach
@@ -34,25 +36,27 @@ def lpg_network(
     cell: Literal["lstm", "gru"] = "lstm",
     n_embedding: int = 16,
     gamma_input: bool = True,
-    activation: Any = None,  # noqa: ANN401
+    activation: Any = None,
 ) -> Model:
     """The recurrent network of Learned Policy Gradient, as a model.
 
-    The paper's: ``lpg_network()``. GROOVE's: ``lpg_network(8, cell="gru", gamma_input=False, activation=torch.relu)``.
+    The paper's: ``lpg_network()``. GROOVE's: ``lpg_network(8, cell="gru", gamma_input=False,
+    activation=torch.relu)``.
 
     Args:
         n_prediction: m, the size of the agent's prediction.
         n_hidden: width of the recurrent layer.
-        cell: ``"lstm"`` or ``"gru"``, run backward in time, its state zeroed where an episode is done.
+        cell: ``"lstm"`` or ``"gru"``, run backward in time, its state zeroed where an episode is
+            done.
         n_embedding: width of the embedding of predictions, shared by y(s_t) and y(s_{t+1}).
         gamma_input: whether the discount is among the inputs.
         activation: function between the recurrent layer and the heads, or None.
 
     Returns:
-        Model over a TensorDict ``[*B, T]`` that reads ``reward``, ``done`` (bool), ``gamma`` (with ``gamma_input``),
-        ``action_prob``, ``prediction`` ``[*B, T, m]`` and ``("next", "prediction")``, both as logits, and writes
-        ``pi_hat`` ``[*B, T]`` and ``y_hat`` ``[*B, T, m]``, which adds up to 1. Params: ``embedding``, ``lstm`` or
-        ``gru``, ``pi_hat``, ``y_hat``.
+        Model over a TensorDict ``[*B, T]`` that reads ``reward``, ``done`` (bool), ``gamma`` (with
+        ``gamma_input``), ``action_prob``, ``prediction`` ``[*B, T, m]`` and ``("next",
+        "prediction")``, both as logits, and writes ``pi_hat`` ``[*B, T]`` and ``y_hat`` ``[*B, T,
+        m]``, which adds up to 1. Params: ``embedding``, ``lstm`` or ``gru``, ``pi_hat``, ``y_hat``.
 
     Raises:
         ValueError: the cell is another, or a size is below 1.
@@ -71,22 +75,37 @@ def lpg_network(
     }
 
     def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
-        return tree.new({name: part.init(rng.fold_in(key, name))[0] for name, part in parts.items()}), tree.new({})
+        return tree.new(
+            {name: part.init(rng.fold_in(key, name))[0] for name, part in parts.items()}
+        ), tree.new({})
 
-    def apply(params: TensorDict, buffers: TensorDict, td: TensorDictBase) -> tuple[TensorDict, TensorDict]:
+    def apply(
+        params: TensorDict, buffers: TensorDict, td: TensorDictBase
+    ) -> tuple[TensorDict, TensorDict]:
         size = td.batch_size
         done = _per_step(td, "done")
-        both = torch.stack([_prediction(td, n_prediction), _prediction(td, n_prediction, "next")]).softmax(-1)
-        now, following = parts["embedding"](params["embedding"], tree.new({}), both)[..., 0]  # [*B, T]
+        both = torch.stack(
+            [_prediction(td, n_prediction), _prediction(td, n_prediction, "next")]
+        ).softmax(-1)
+        now, following = parts["embedding"](params["embedding"], tree.new({}), both)[
+            ..., 0
+        ]  # [*B, T]
         columns = [_per_step(td, "reward"), done.to(both.dtype)]
         if gamma_input:
             columns.append(_per_step(td, "gamma").expand(size))
         columns += [_per_step(td, "action_prob"), now, following.masked_fill(done, 0.0)]
-        x = torch.stack([column.to(both.dtype).movedim(-1, 0) for column in columns], -1)  # [T, *B, n_input]
-        hidden = parts[cell](params[cell], tree.new({}), (x, done.movedim(-1, 0)))[0]  # [T, *B, n_hidden]
+        x = torch.stack(
+            [column.to(both.dtype).movedim(-1, 0) for column in columns], -1
+        )  # [T, *B, n_input]
+        hidden = parts[cell](params[cell], tree.new({}), (x, done.movedim(-1, 0)))[
+            0
+        ]  # [T, *B, n_hidden]
         if activation is not None:
             hidden = activation(hidden)
-        heads = params["pi_hat"], params["y_hat"]  # one product for both: the hidden states are read once
+        heads = (
+            params["pi_hat"],
+            params["y_hat"],
+        )  # one product for both: the hidden states are read once
         weight, bias = (torch.cat([head[name] for head in heads]) for name in ("weight", "bias"))
         out = F.linear(hidden, weight, bias).movedim(0, len(size) - 1)  # [*B, T, 1 + m]
         written = {"pi_hat": out[..., 0], "y_hat": out[..., 1:].softmax(-1)}
@@ -101,7 +120,10 @@ def _per_step(td: TensorDictBase, name: str) -> Tensor:
     if value.shape == (*td.batch_size, 1):
         return value[..., 0]
     if value.shape != td.batch_size:
-        raise ValueError(f"lpg_network: {name} has shape {tuple(value.shape)}, expected {list(td.batch_size)} (the batch)")
+        raise ValueError(
+            f"lpg_network: {name} has shape {tuple(value.shape)}, "
+            f"expected {list(td.batch_size)} (the batch)"
+        )
     if name == "done" and value.dtype != torch.bool:
         raise TypeError(f"lpg_network: done is {value.dtype}, expected bool")
     return value
@@ -113,17 +135,20 @@ def _prediction(td: TensorDictBase, n_prediction: int, *prefix: str) -> Tensor:
     if value.shape != wanted:
         text = tree.show_path((*prefix, "prediction"))
         raise ValueError(
-            f"lpg_network: {text} has shape {tuple(value.shape)}, expected {wanted} (the batch, and m={n_prediction})"
+            f"lpg_network: {text} has shape {tuple(value.shape)}, "
+            f"expected {wanted} (the batch, and m={n_prediction})"
         )
     return value
 
 
-def _entry(td: TensorDictBase, *path: str) -> Any:  # noqa: ANN401
+def _entry(td: TensorDictBase, *path: str) -> Any:
     value: Any = td
     for name in path:
-        if not isinstance(value, TensorDictBase) or name not in value.keys():  # noqa: SIM118
+        if not isinstance(value, TensorDictBase) or name not in value.keys():
             known = ", ".join(tree.show_path(p) for p in tree.paths(td)) or "none"
-            raise ValueError(f"lpg_network: the td has no {tree.show_path(path)}; its keys are {known}")
+            raise ValueError(
+                f"lpg_network: the td has no {tree.show_path(path)}; its keys are {known}"
+            )
         value = value.get(name)
     return value
 
@@ -132,7 +157,7 @@ def lpg_rule(
     network: Model,
     *,
     gamma: float | Tensor = 0.99,
-    dist_class: Any = Categorical,  # noqa: ANN401
+    dist_class: Any = Categorical,
     prediction_coeff: float | Tensor = 0.5,
     full_stop: bool = True,
 ) -> UpdateRule:
@@ -140,19 +165,24 @@ def lpg_rule(
 
     Args:
         network: model as ``lpg_network`` makes it.
-        gamma: discount that the network is told of; an entry ``gamma`` of the trajectory wins over it.
+        gamma: discount that the network is told of; an entry ``gamma`` of the trajectory wins over
+            it.
         dist_class: distribution of the actions, made of the actor's outputs.
         prediction_coeff: alpha, weight of the predictions' divergence from their targets.
-        full_stop: whether pi(a_t|s_t), y(s_t) and y(s_{t+1}) enter the network cut off from the agent's parameters,
-            for the outer gradient too, as GROOVE has them; without it the meta-gradient has those paths as well.
+        full_stop: whether pi(a_t|s_t), y(s_t) and y(s_{t+1}) enter the network cut off from the
+            agent's parameters, for the outer gradient too, as GROOVE has them; without it the
+            meta-gradient has those paths as well.
 
     Returns:
-        The rule, for agents that give the policy's parameters and ``prediction``; params are the network's.
+        The rule, for agents that give the policy's parameters and ``prediction``; params are the
+        network's.
 
     Source: Oh et al. (2020), equation 3; Jackson et al. (2023) for the full stop.
     """
 
-    def apply(params: TensorDict, buffers: TensorDict, td: TensorDict) -> tuple[TensorDict, TensorDict]:
+    def apply(
+        params: TensorDict, buffers: TensorDict, td: TensorDict
+    ) -> tuple[TensorDict, TensorDict]:
         following = td["next"]
         policy = losses.distribution(td, dist_class)
         inputs = {
@@ -163,18 +193,23 @@ def lpg_rule(
         inputs = tree.new(inputs, td.batch_size)
         if full_stop:
             inputs = detach(inputs)
-        told = torch.as_tensor(gamma, dtype=inputs["action_prob"].dtype, device=inputs["action_prob"].device)
+        told = torch.as_tensor(
+            gamma, dtype=inputs["action_prob"].dtype, device=inputs["action_prob"].device
+        )
         data = {
             "reward": following["reward"],
             "done": following["done"],
-            "gamma": td["gamma"] if "gamma" in td.keys() else told.expand(td.batch_size),  # noqa: SIM118
+            "gamma": td["gamma"] if "gamma" in td.keys() else told.expand(td.batch_size),
         }
-        out, buffers = network.apply(params, buffers, tree.new({**data, **tree.entries(inputs)}, td.batch_size))
+        out, buffers = network.apply(
+            params, buffers, tree.new({**data, **tree.entries(inputs)}, td.batch_size)
+        )
         written = {"pi_hat": out["pi_hat"], "y_hat": out["y_hat"]}
         return tree.new({**tree.entries(tree.lock(td)), **written}, td.batch_size), buffers
 
-    def loss(td: TensorDict, **hyper: Any) -> TensorDict:  # noqa: ANN401
-        return losses.lpg_agent_loss(td, dist_class, **{"prediction_coeff": prediction_coeff, **hyper})
+    def loss(td: TensorDict, **hyper: Any) -> TensorDict:
+        return losses.lpg_agent_loss(
+            td, dist_class, **{"prediction_coeff": prediction_coeff, **hyper}
+        )
 
     return UpdateRule(network.init, apply, loss)
-

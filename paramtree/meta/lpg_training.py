@@ -1,13 +1,16 @@
-"""Meta-training of Learned Policy Gradient: a population of agents lives, and the rule learns from how they fare.
+"""Meta-training: a population of agents lives, and the rule learns from how they fare.
 
 In each step every agent is updated K times by the rule, then acts once more. The rule descends
 
-    mean over tasks of  -log pi(a|s) A  on that last trajectory  +  mean over the K updates of the regularizers
+    mean over tasks of  -log pi(a|s) A  on that last trajectory  +  mean over the K updates of the
+    regularizers
 
-through the K updates. The advantages A come from a critic that each agent's life has of its own, trained on every
-trajectory by squared error against lambda-returns; it serves the meta-gradient alone, and the agent never sees it.
+through the K updates. The advantages A come from a critic that each agent's life has of its own,
+trained on every trajectory by squared error against lambda-returns; it serves the meta-gradient
+alone, and the agent never sees it.
 
-A whole training is one tree, and a step is a pure function of it, so saving the tree is a checkpoint:
+A whole training is one tree, and a step is a pure function of it, so saving the tree is a
+checkpoint:
 
     rule         the rule's parameters
     optimizer    state of the optimizer that trains them
@@ -15,19 +18,20 @@ A whole training is one tree, and a step is a pure function of it, so saving the
     step         meta-steps done, int64
     key          key [2]
 
-Source: Oh et al. (2020), "Discovering reinforcement learning algorithms", section 4 and algorithm 1; the critic as in
-GROOVE: Jackson et al. (2023).
+Source: Oh et al. (2020), "Discovering reinforcement learning algorithms", section 4 and algorithm
+1; the critic as in GROOVE: Jackson et al. (2023).
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import losses
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torch.distributions import Categorical
+
+import losses
 
 from .. import rng, tree
 from ..autodiff import detach, value_and_grad, vmap
@@ -40,14 +44,14 @@ from .update_rule import UpdateRule
 
 
 class Training(NamedTuple):
-    """``init(key) -> state`` and ``step(state) -> (state, metrics)``, both pure; the state is one tree."""
+    """``init(key) -> state`` and ``step(state) -> (state, metrics)``, pure; the state is one tree."""
 
     init: Callable[[Tensor], TensorDict]
     step: Callable[[TensorDict], tuple[TensorDict, TensorDict]]
 
 
 class Population(NamedTuple):
-    """Agents of one kind that a rule is trained on: how many, where they live, and their critics."""
+    """Agents of one kind that a rule is trained on: how many, where, and with what critics."""
 
     habitat: Habitat
     n_tasks: int
@@ -65,7 +69,7 @@ def lpg_training(
     gamma: float = 0.99,
     lmbda: float = 0.95,
     chunk: int | None = None,
-    dist_class: Any = Categorical,  # noqa: ANN401
+    dist_class: Any = Categorical,
     **regularizers: float,
 ) -> Training:
     """Meta-training of an update rule by the gradient through K updates.
@@ -78,14 +82,15 @@ def lpg_training(
         length: T, steps of each rollout.
         gamma: discount of the critics' returns.
         lmbda: decay of the critics' traces.
-        chunk: how many tasks go through the K updates at once, or None for all of a group; fewer need less memory,
-            and the gradient is the mean over all of them.
+        chunk: how many tasks go through the K updates at once, or None for all of a group; fewer
+            need less memory, and the gradient is the mean over all of them.
         dist_class: distribution of the actions.
         regularizers: coefficients of ``losses.lpg_regularizer_loss``.
 
     Returns:
-        The training. A step's metrics are 0-d: ``loss``, ``reward`` (a step, on the last trajectories), ``entropy``,
-        ``prediction_entropy``, ``pi_hat_square``, ``y_hat_square``, ``value_loss``, ``gradient_norm`` and ``age``.
+        The training. A step's metrics are 0-d: ``loss``, ``reward`` (a step, on the last
+        trajectories), ``entropy``, ``prediction_entropy``, ``pi_hat_square``, ``y_hat_square``,
+        ``value_loss``, ``gradient_norm`` and ``age``.
 
     Raises:
         ValueError: there is no population, or a size is below 1.
@@ -94,7 +99,11 @@ def lpg_training(
     """
     if not populations:
         raise ValueError("lpg_training: no populations given, expected {group: Population}")
-    for name, number in (("updates", updates), ("length", length), ("chunk", 1 if chunk is None else chunk)):
+    for name, number in (
+        ("updates", updates),
+        ("length", length),
+        ("chunk", 1 if chunk is None else chunk),
+    ):
         if number < 1:
             raise ValueError(f"lpg_training: {name} is {number}, expected at least 1")
     total_tasks = sum(population.n_tasks for population in populations.values())
@@ -103,20 +112,29 @@ def lpg_training(
     def init(key: Tensor) -> TensorDict:
         params, _ = rule.init(rng.fold_in(key, "rule"))
         agents = {
-            name: _born(population, rule, rng.fold_in(rng.fold_in(key, "agents"), name), stagger=True)
+            name: _born(
+                population, rule, rng.fold_in(rng.fold_in(key, "agents"), name), stagger=True
+            )
             for name, population in populations.items()
         }
         step = torch.zeros((), dtype=torch.int64, device=key.device)
         parts = {"rule": params, "optimizer": optimizer.init(params), "agents": tree.new(agents)}
         return tree.new({**parts, "step": step, "key": key})
 
-    def objective(params: TensorDict, name: str, agents: TensorDict, key: Tensor) -> Any:  # noqa: ANN401
+    def objective(params: TensorDict, name: str, agents: TensorDict, key: Tensor) -> Any:
         """Sum over some agents of a group of what the rule descends, and what became of them."""
         population = populations[name]
         habitat = population.habitat
         group = {name: (habitat.agent, habitat.env, agents["level"])}
         states, trajectories = inner_loop(
-            rule, group, habitat.optimizer, params, tree.new({name: agents}), key, hyper=None, **options
+            rule,
+            group,
+            habitat.optimizer,
+            params,
+            tree.new({name: agents}),
+            key,
+            hyper=None,
+            **options,
         )
         keys = rng.split(rng.fold_in(key, "validation"), agents.batch_size[0])
         judge = partial(_judge, population, length, gamma, lmbda, dist_class, regularizers)
@@ -127,7 +145,12 @@ def lpg_training(
         key = rng.fold_in(state["key"], state["step"])
         gradient, agents, metrics = None, {}, []
         for name, population in populations.items():
-            lives = _renewed(population, rule, state["agents", name], rng.fold_in(rng.fold_in(key, "renew"), name))
+            lives = _renewed(
+                population,
+                rule,
+                state["agents", name],
+                rng.fold_in(rng.fold_in(key, "renew"), name),
+            )
             parts = []
             for start in range(0, population.n_tasks, chunk or population.n_tasks):
                 some = _rows(lives, start, chunk or population.n_tasks)
@@ -142,7 +165,9 @@ def lpg_training(
         assert gradient is not None
         mean = tree.map(lambda x: x / total_tasks, gradient)
         changes, moments = optimizer.update(mean, state["optimizer"], state["rule"])
-        columns = {name: torch.cat([part[name] for part in metrics]).mean() for name in metrics[0].keys()}  # noqa: SIM118
+        columns = {
+            name: torch.cat([part[name] for part in metrics]).mean() for name in metrics[0].keys()
+        }
         ages = torch.cat([lives["age"].double() for lives in agents.values()]).mean()
         columns |= {"gradient_norm": tree.norm(mean), "age": ages}
         after = {
@@ -157,7 +182,9 @@ def lpg_training(
     return Training(init, step)
 
 
-def _born(population: Population, rule: UpdateRule, key: Tensor, *, stagger: bool = False) -> TensorDict:
+def _born(
+    population: Population, rule: UpdateRule, key: Tensor, *, stagger: bool = False
+) -> TensorDict:
     """New agents with new critics."""
     n = population.n_tasks
     agents = births(population.habitat, rule, key, n, stagger=stagger)
@@ -170,12 +197,14 @@ def _born(population: Population, rule: UpdateRule, key: Tensor, *, stagger: boo
     return tree.new({**tree.entries(agents), "critic": critics}, agents.batch_size)
 
 
-def _renewed(population: Population, rule: UpdateRule, agents: TensorDict, key: Tensor) -> TensorDict:
+def _renewed(
+    population: Population, rule: UpdateRule, agents: TensorDict, key: Tensor
+) -> TensorDict:
     return renew(agents, population.habitat.lifetime, lambda: _born(population, rule, key))
 
 
 def _rows(agents: TensorDict, start: int, count: int) -> TensorDict:
-    return agents if count >= agents.batch_size[0] else tree.map(lambda x: x[start : start + count], agents)
+    return agents if count >= agents.batch_size[0] else tree.lock(agents[start : start + count])
 
 
 def _joined(parts: list[TensorDict]) -> TensorDict:
@@ -187,7 +216,7 @@ def _judge(
     length: int,
     gamma: float,
     lmbda: float,
-    dist_class: Any,  # noqa: ANN401
+    dist_class: Any,
     regularizers: dict[str, float],
     state: TensorDict,
     trajectories: list[TensorDict],
@@ -197,7 +226,15 @@ def _judge(
     habitat = population.habitat
     acting = detach(state["params"])
     env_state, buffers, td = rollout(
-        habitat.env, habitat.agent, acting, state["buffers"], state["level"], state["env"], key, length, dist_class
+        habitat.env,
+        habitat.agent,
+        acting,
+        state["buffers"],
+        state["level"],
+        state["env"],
+        key,
+        length,
+        dist_class,
     )
     critic = state["critic"]
     value_losses = []
@@ -211,13 +248,19 @@ def _judge(
     for written, following in zip(trajectories, [*trajectories[1:], outputs], strict=True):
         # what an update wrote, and the agent that it made, on that agent's own next trajectory
         made = {**tree.entries(following), "pi_hat": written["pi_hat"], "y_hat": written["y_hat"]}
-        terms.append(losses.lpg_regularizer_loss(tree.new(made, td.batch_size), dist_class, **regularizers))
+        terms.append(
+            losses.lpg_regularizer_loss(tree.new(made, td.batch_size), dist_class, **regularizers)
+        )
     loss = losses.total(goal) + torch.stack([losses.total(term) for term in terms]).mean()
     metrics = {
         name: torch.stack([term[name] for term in terms]).mean()
         for name in ("entropy", "prediction_entropy", "pi_hat_square", "y_hat_square")
     }
-    metrics |= {"loss": loss, "reward": td["next", "reward"].mean(), "value_loss": torch.stack(value_losses).mean()}
+    metrics |= {
+        "loss": loss,
+        "reward": td["next", "reward"].mean(),
+        "value_loss": torch.stack(value_losses).mean(),
+    }
     after = {**tree.entries(state), "env": env_state, "buffers": buffers, "critic": critic}
     return loss, tree.new(after), detach(tree.new(metrics))
 
@@ -238,6 +281,8 @@ def _update_critic(
         return (value - targets["value_target"]).square().mean()
 
     value_loss, slope = value_and_grad(error)(critic["params"])
-    updates, moments = population.critic_optimizer.update(slope, critic["optimizer"], critic["params"])
+    updates, moments = population.critic_optimizer.update(
+        slope, critic["optimizer"], critic["params"]
+    )
     after = {"params": apply_updates(critic["params"], updates), "optimizer": moments}
     return tree.new(after), advantage, value_loss

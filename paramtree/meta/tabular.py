@@ -1,7 +1,7 @@
-"""Tabular agents for grid worlds: how they are built, and GROOVE's and the tuned constants for them.
+"""Tabular agents for grid worlds, with GROOVE's constants.
 
-An agent's networks are tables over the observation's index, ``logits = weight[index] + 0.001 time weight[-1]``, so that
-no one-hot vector is ever built.
+An agent's networks are tables over the observation's index, ``logits = weight[index] + 0.001 time
+weight[-1]``, so that no one-hot vector is ever built.
 """
 
 from torch import Tensor
@@ -30,7 +30,9 @@ def tabular_model(world: LevelDistribution, n_out: int, out_key: str) -> Model:
         ValueError: the world's observations have no index.
     """
     if world.n_states is None:
-        raise ValueError(f"tabular_model: {world.name} shows images, expected a tabular world such as 'small'")
+        raise ValueError(
+            f"tabular_model: {world.name} shows images, expected a tabular world such as 'small'"
+        )
     return td_model(nn.table(world.n_states, n_out), OBSERVATION, out_key)
 
 
@@ -50,7 +52,7 @@ def lpg_population(
     critic_rate: float | Tensor = 4.0,
     max_norm: float = 0.5,
 ) -> Population:
-    """Agents with a policy and a prediction, for Learned Policy Gradient, by default with GROOVE's constants.
+    """Agents with a policy and a prediction, for Learned Policy Gradient; GROOVE's constants.
 
     Args:
         world: distribution over tabular levels.
@@ -73,10 +75,17 @@ def lpg_population(
         prediction=tabular_model(world, n_prediction, "prediction"),
     )
     rates = {"actor": actor_rate, "prediction": prediction_rate}
-    optimizer = optim.partition({f"{name}.**": _clipped_sgd(rate, max_norm) for name, rate in rates.items()})
+    optimizer = optim.partition(
+        {f"{name}.**": _clipped_sgd(rate, max_norm) for name, rate in rates.items()}
+    )
     lives = world.lifetime if lifetime is None else lifetime
     habitat = Habitat(agent, world.env, world.sample, optimizer, workers, lives)
-    return Population(habitat, n_tasks, tabular_model(world, 1, "state_value"), _clipped_sgd(critic_rate, max_norm))
+    return Population(
+        habitat,
+        n_tasks,
+        tabular_model(world, 1, "state_value"),
+        _clipped_sgd(critic_rate, max_norm),
+    )
 
 
 def a2c_habitat(
@@ -104,9 +113,12 @@ def a2c_habitat(
     Source: Jackson et al. (2023), hyper-parameters of the tabular agents.
     """
     agent = compose(
-        actor=tabular_model(world, world.n_actions, "logits"), critic=tabular_model(world, 1, "state_value")
+        actor=tabular_model(world, world.n_actions, "logits"),
+        critic=tabular_model(world, 1, "state_value"),
     )
     rates = {"actor": actor_rate, "critic": critic_rate}
-    optimizer = optim.partition({f"{name}.**": _clipped_sgd(rate, max_norm) for name, rate in rates.items()})
+    optimizer = optim.partition(
+        {f"{name}.**": _clipped_sgd(rate, max_norm) for name, rate in rates.items()}
+    )
     lives = world.lifetime if lifetime is None else lifetime
     return Habitat(agent, world.env, world.sample, optimizer, workers, lives)

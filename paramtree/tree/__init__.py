@@ -1,10 +1,11 @@
 """Trees: what TensorDict lacks for named, immutable trees of tensors.
 
-A *tree* is a nested ``TensorDict``; its *leaves* are tensors, each with a *path*, the tuple of names that leads to
-it. Sub-trees may have batch sizes of their own, ``{meta: [], policy: [n_tasks]}``. Every function here is pure, and
-every tree that it gives is locked. Trees are the same where their names are, whatever the order in which the names
-came; leaves are listed with the names of each level sorted. Paths are strings split at dots
-(``"policy.linear_0.weight"``) or tuples; a name that holds a dot needs the tuple.
+A *tree* is a nested ``TensorDict``; its *leaves* are tensors, each with a *path*, the tuple of
+names that leads to it. Sub-trees may have batch sizes of their own, ``{meta: [], policy:
+[n_tasks]}``. Every function here is pure, and every tree that it gives is locked. Trees are the
+same where their names are, whatever the order in which the names came; leaves are listed with the
+names of each level sorted. Paths are strings split at dots (``"policy.linear_0.weight"``) or
+tuples; a name that holds a dot needs the tuple.
 """
 
 from .algebra import map as map

@@ -55,7 +55,9 @@ def map_with_path(
     return _map("map_with_path", fn, tree, others)
 
 
-def _map(name: str, fn: Callable[..., Tensor], tree: TensorDictBase, others: Sequence[Any]) -> TensorDict:
+def _map(
+    name: str, fn: Callable[..., Tensor], tree: TensorDictBase, others: Sequence[Any]
+) -> TensorDict:
     columns, structure = _aligned(name, [tree, *others])
     results = []
     for path, *row in zip(structure.paths(), *columns, strict=True):
@@ -116,7 +118,7 @@ def _require_batch_sizes(index: int, first: Any, tree: Any, path: tuple[str, ...
         where = f"{show_path(path)} of tree {index}" if path else f"tree {index}"
         sizes = f"{list(tree.batch_size)}, expected {list(first.batch_size)} (from tree 0)"
         raise ValueError(f"stack: {where} has batch size {sizes}")
-    for name in tree.keys():  # noqa: SIM118 (a tree iterates over its rows)
+    for name in tree.keys():
         if isinstance(tree.get(name), TensorDictBase):
             _require_batch_sizes(index, first.get(name), tree.get(name), (*path, name))
 
@@ -136,7 +138,9 @@ def unstack(tree: TensorDictBase) -> list[TensorDict]:
     """
     require_tree("unstack", "tree", tree)
     if not len(tree.batch_size):
-        raise ValueError("unstack: the tree has batch size [], expected a leading axis, as stack makes it")
+        raise ValueError(
+            "unstack: the tree has batch size [], expected a leading axis, as stack makes it"
+        )
     leaves, structure = flatten(tree)
     inner = without_axis(structure)
     columns = [leaf.unbind(0) for leaf in leaves]
@@ -193,14 +197,20 @@ def ravel(tree: TensorDictBase) -> tuple[Tensor, Callable[[Tensor], TensorDict]]
     for path, leaf in zip(structure.paths(), leaves, strict=True):
         if leaf.dtype != leaves[0].dtype:
             first = f"{leaves[0].dtype} (from {show_path(structure.paths()[0])})"
-            raise TypeError(f"ravel: {show_path(path)} is {leaf.dtype}, expected {first}; select one dtype first")
+            raise TypeError(
+                f"ravel: {show_path(path)} is {leaf.dtype}, expected {first}; "
+                "select one dtype first"
+            )
     shapes = [leaf.shape for leaf in leaves]
     sizes = [leaf.numel() for leaf in leaves]
     vector = torch.cat([leaf.reshape(-1) for leaf in leaves]) if leaves else torch.zeros(0)
 
     def unravel(vector: Tensor) -> TensorDict:
         if vector.ndim != 1 or vector.shape[0] != sum(sizes):
-            raise ValueError(f"unravel: vector has shape {tuple(vector.shape)}, expected [{sum(sizes)}] (from the tree)")
+            raise ValueError(
+                f"unravel: vector has shape {tuple(vector.shape)}, "
+                f"expected [{sum(sizes)}] (from the tree)"
+            )
         parts = vector.split(sizes) if sizes else ()
         return unflatten(structure, [p.reshape(s) for p, s in zip(parts, shapes, strict=True)])
 
@@ -228,7 +238,9 @@ def norm(tree: TensorDictBase, ord: float = 2) -> Tensor:
     for path, leaf in zip(structure.paths(), leaves, strict=True):
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(f"norm: {show_path(path)} is {leaf.dtype}, expected a float dtype")
-    parts = [leaf.abs() if ord != 2 or leaf.is_complex() else leaf for leaf in leaves if leaf.numel()]
+    parts = [
+        leaf.abs() if ord != 2 or leaf.is_complex() else leaf for leaf in leaves if leaf.numel()
+    ]
     if not parts:
         return torch.zeros((), device=leaves[0].device if leaves else None)
     if ord == 2:
@@ -280,7 +292,9 @@ def vdot(left: TensorDictBase, right: TensorDictBase) -> Tensor:
     for path, x, y in zip(structure.paths(), a, b, strict=True):
         if x.shape != y.shape:
             wanted = f"{tuple(x.shape)} (from tree 0)"
-            raise ValueError(f"vdot: {show_path(path)} of tree 1 has shape {tuple(y.shape)}, expected {wanted}")
+            raise ValueError(
+                f"vdot: {show_path(path)} of tree 1 has shape {tuple(y.shape)}, expected {wanted}"
+            )
     terms = [((x.conj() if x.is_complex() else x) * y).sum() for x, y in zip(a, b, strict=True)]
     return sum_of(terms) if terms else torch.zeros(())
 
@@ -289,7 +303,8 @@ def where(condition: Tensor, left: TensorDictBase, right: TensorDictBase) -> Ten
     """Tree with the leaves of one tree where the condition holds, and of the other elsewhere.
 
     Args:
-        condition: bool, 0-d or of a shape that every leaf's shape begins with, such as ``[n_tasks]``.
+        condition: bool, 0-d or of a shape that every leaf's shape begins with, such as
+            ``[n_tasks]``.
         left: the tree where it holds.
         right: the tree elsewhere, with the same names and shapes.
 
@@ -308,11 +323,13 @@ def where(condition: Tensor, left: TensorDictBase, right: TensorDictBase) -> Ten
     for path, x, y in zip(structure.paths(), a, b, strict=True):
         if x.shape != y.shape:
             wanted = f"{tuple(x.shape)} (from tree 0)"
-            raise ValueError(f"where: {show_path(path)} of tree 1 has shape {tuple(y.shape)}, expected {wanted}")
+            raise ValueError(
+                f"where: {show_path(path)} of tree 1 has shape {tuple(y.shape)}, expected {wanted}"
+            )
         if x.shape[: condition.ndim] != condition.shape:
             raise ValueError(
-                f"where: condition has shape {tuple(condition.shape)}, expected a beginning of {tuple(x.shape)} "
-                f"(from {show_path(path)})"
+                f"where: condition has shape {tuple(condition.shape)}, "
+                f"expected a beginning of {tuple(x.shape)} (from {show_path(path)})"
             )
         wide = condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim))
         out.append(torch.where(wide, x, y))

@@ -1,7 +1,7 @@
 """Trees by name: select, partition, merge, replace.
 
-A *pattern* is a path whose names may hold ``*`` (any text within one name), and in which ``**`` stands for any
-number of names. A pattern or path that names a sub-tree selects all of it.
+A *pattern* is a path whose names may hold ``*`` (any text within one name), and in which ``**``
+stands for any number of names. A pattern or path that names a sub-tree selects all of it.
 """
 
 import difflib
@@ -35,8 +35,8 @@ def select(tree: TensorDictBase, *selections: Selection) -> TensorDict:
 
     Args:
         tree: the tree.
-        selections: patterns (``"policy.*.weight"``, ``"**.bias"``), paths (``("meta", "lstm")``), or predicates of
-            ``(path, leaf)``.
+        selections: patterns (``"policy.*.weight"``, ``"**.bias"``), paths (``("meta", "lstm")``),
+            or predicates of ``(path, leaf)``.
 
     Returns:
         A tree with the same names, without what was not selected.
@@ -66,7 +66,7 @@ def exclude(tree: TensorDictBase, *selections: Selection) -> TensorDict:
 
 
 def partition(tree: TensorDictBase, *selections: Selection) -> tuple[TensorDict, TensorDict]:
-    """Two trees with disjoint leaves, the selected ones and the rest; ``merge`` puts them together again.
+    """Two trees, of the selected leaves and of the rest; ``merge`` puts them together again.
 
     Args:
         tree: the tree.
@@ -82,7 +82,9 @@ def partition(tree: TensorDictBase, *selections: Selection) -> tuple[TensorDict,
     return _split("partition", tree, selections)
 
 
-def _split(fn: str, tree: TensorDictBase, selections: Sequence[Any]) -> tuple[TensorDict, TensorDict]:
+def _split(
+    fn: str, tree: TensorDictBase, selections: Sequence[Any]
+) -> tuple[TensorDict, TensorDict]:
     require_tree(fn, "tree", tree)
     if not selections:
         raise ValueError(f"{fn}: no selection given, expected patterns, paths or predicates")
@@ -91,7 +93,9 @@ def _split(fn: str, tree: TensorDictBase, selections: Sequence[Any]) -> tuple[Te
     wanted: set[Path] = set()
     for selection in selections:
         if callable(selection):
-            matched = {path for path, leaf in zip(known, leaves, strict=True) if selection(path, leaf)}
+            matched = {
+                path for path, leaf in zip(known, leaves, strict=True) if selection(path, leaf)
+            }
             if not matched:
                 raise ValueError(f"{fn}: the predicate holds for none of {_list(known)}")
         else:
@@ -99,7 +103,9 @@ def _split(fn: str, tree: TensorDictBase, selections: Sequence[Any]) -> tuple[Te
             compare = _same if isinstance(selection, tuple) else _like
             matched = {path for path in known if _matches(pattern, path, compare)}
             if not matched:
-                raise ValueError(f"{fn}: {show_path(pattern)} matches nothing; {_nearest(known, pattern)}")
+                raise ValueError(
+                    f"{fn}: {show_path(pattern)} matches nothing; {_nearest(known, pattern)}"
+                )
         wanted |= matched
     chosen, rest = _divide(tree, (), wanted)
     empty = new({}, tree.batch_size)
@@ -206,18 +212,20 @@ def _merge(left: TensorDict, right: TensorDict, prefix: Path) -> TensorDict:
             values[name] = _merge(values[name], value, path)
         else:
             text = show_path(path)
-            raise ValueError(f"merge: {text} is in two trees; drop it from one first: exclude(tree, {text})")
+            raise ValueError(
+                f"merge: {text} is in two trees; drop it from one first: exclude(tree, {text})"
+            )
     return new(values, left.batch_size)
 
 
 def replace(tree: TensorDictBase, values: Mapping[Any, Any]) -> TensorDict:
-    """Tree with other values at some paths: ``params = replace(params, {("policy", i): tree})``.
+    """Tree with other values at some paths, as in ``replace(params, {("policy", i): tree})``.
 
     Args:
         tree: the tree.
-        values: a value for each path, applied in order. A path may hold indices of batch axes; the last name may be
-            a new one. A number or a 0-d tensor is expanded to the batch size of the tree that it goes into; a tree
-            takes the place of a sub-tree.
+        values: a value for each path, applied in order. A path may hold indices of batch axes; the
+            last name may be a new one. A number or a 0-d tensor is expanded to the batch size of
+            the tree that it goes into; a tree takes the place of a sub-tree.
 
     Returns:
         The new tree; it shares all other leaves, and carries the gradient of the values.
@@ -240,10 +248,14 @@ def _replace(node: Any, path: tuple[Any, ...], value: Any, done: tuple[Any, ...]
     if not isinstance(head, str):
         return _replace_row(node, head, rest, value, done)
     if not isinstance(node, TensorDictBase):
-        raise ValueError(f"replace: {show_path(done)} is a leaf, so {show_path((*done, *path))} is not there")
+        raise ValueError(
+            f"replace: {show_path(done)} is a leaf, so {show_path((*done, *path))} is not there"
+        )
     source = entries(node)
     if rest and head not in source:
-        raise ValueError(f"replace: {show_path((*done, head))} is not there; {_nearest(paths(node), path)}")
+        raise ValueError(
+            f"replace: {show_path((*done, head))} is not there; {_nearest(paths(node), path)}"
+        )
     if not rest:
         value = _fitting(value, node, (*done, head), source.get(head))
     source[head] = _replace(source.get(head), rest, value, (*done, head))
@@ -253,7 +265,7 @@ def _replace(node: Any, path: tuple[Any, ...], value: Any, done: tuple[Any, ...]
 def _fitting(value: Any, node: TensorDictBase, path: tuple[Any, ...], old: Any) -> Any:
     """The value as an entry of the node."""
     size = node.batch_size
-    if isinstance(value, (bool, int, float, complex)):  # noqa: UP038
+    if isinstance(value, (bool, int, float, complex)):
         like = old if isinstance(old, Tensor) else next(iter(flatten(node)[0]), torch.zeros(()))
         dtype = old.dtype if isinstance(old, Tensor) else None
         value = torch.as_tensor(value, dtype=dtype, device=like.device)
@@ -261,18 +273,23 @@ def _fitting(value: Any, node: TensorDictBase, path: tuple[Any, ...], old: Any) 
         value = lock(value)
     elif not isinstance(value, Tensor):
         kind = type(value).__name__
-        raise TypeError(f"replace: the value for {show_path(path)} is a {kind}, expected a tensor or a TensorDict")
+        raise TypeError(
+            f"replace: the value for {show_path(path)} is a {kind}, "
+            "expected a tensor or a TensorDict"
+        )
     elif value.ndim == 0 and len(size):
         value = value.expand(size)
     if value.shape[: len(size)] != size:
         raise ValueError(
-            f"replace: the value for {show_path(path)} has shape {tuple(value.shape)}, expected it to begin with "
-            f"{list(size)} (the batch size that it goes into)"
+            f"replace: the value for {show_path(path)} has shape {tuple(value.shape)}, "
+            f"expected it to begin with {list(size)} (the batch size that it goes into)"
         )
     return value
 
 
-def _replace_row(node: Any, index: int, rest: tuple[Any, ...], value: Any, done: tuple[Any, ...]) -> Any:
+def _replace_row(
+    node: Any, index: int, rest: tuple[Any, ...], value: Any, done: tuple[Any, ...]
+) -> Any:
     path = (*done, index)
     size = node.batch_size if isinstance(node, TensorDictBase) else node.shape
     if not len(size) or not -size[0] <= index < size[0]:
@@ -283,7 +300,7 @@ def _replace_row(node: Any, index: int, rest: tuple[Any, ...], value: Any, done:
     if isinstance(row, TensorDictBase):
         row = _with_batch_size(row, node)
     fresh = _replace(row, rest, value, path)
-    if isinstance(fresh, (bool, int, float)):  # noqa: UP038
+    if isinstance(fresh, (bool, int, float)):
         fresh = torch.full_like(row, fresh)
     parts, other = flatten(fresh)
     require_same("replace", (f"the value for {show_path(path)}", other), ("the tree", structure))
@@ -291,17 +308,23 @@ def _replace_row(node: Any, index: int, rest: tuple[Any, ...], value: Any, done:
         text = show_path((*path, *name))
         if part.shape != leaf.shape[1:]:
             wanted = f"{tuple(leaf.shape[1:])} (from {show_path((*done, *name))})"
-            raise ValueError(f"replace: the value for {text} has shape {tuple(part.shape)}, expected {wanted}")
+            raise ValueError(
+                f"replace: the value for {text} has shape {tuple(part.shape)}, expected {wanted}"
+            )
         if part.dtype != leaf.dtype:
             raise TypeError(f"replace: the value for {text} is {part.dtype}, expected {leaf.dtype}")
-    rows = [torch.select_scatter(leaf, part, 0, index) for leaf, part in zip(leaves, parts, strict=True)]
+    rows = [
+        torch.select_scatter(leaf, part, 0, index) for leaf, part in zip(leaves, parts, strict=True)
+    ]
     return unflatten(structure, rows)
 
 
 def _with_batch_size(row: TensorDict, node: TensorDictBase) -> TensorDict:
     """One row of a node: every batch size without its first axis."""
     values = {
-        name: _with_batch_size(value, node.get(name)) if isinstance(value, TensorDictBase) else value
+        name: _with_batch_size(value, node.get(name))
+        if isinstance(value, TensorDictBase)
+        else value
         for name, value in entries(row).items()
     }
     return new(values, node.batch_size[1:])

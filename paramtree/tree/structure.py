@@ -1,7 +1,7 @@
 """Building and reading trees: leaves out, leaves in, names kept.
 
-This file alone touches what tensordict keeps private, and registers TensorDict with optree under the
-namespace ``"paramtree"``.
+This file alone touches what tensordict keeps private, and registers TensorDict with optree under
+the namespace ``"paramtree"``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ Path = tuple[str, ...]
 
 
 def new(entries: Mapping[str, Any], batch_size: Sequence[int] = ()) -> TensorDict:
-    """Locked tree, built without checks: ``TensorDict(entries, batch_size).lock_()`` in a ninth of the time.
+    """Locked tree, built without checks: ``TensorDict(entries, batch_size).lock_()``, but fast.
 
     Args:
         entries: tensors whose shapes begin with ``batch_size``, and trees that are locked already.
@@ -106,8 +106,8 @@ def flatten(nest: Any) -> tuple[list[Tensor], Structure]:
     """Tensors of a nest, the names of each level sorted, and the structure that is left.
 
     Args:
-        nest: a tree, a tensor, or tuples, lists and dictionaries of them; whatever else there is stays in the
-            structure.
+        nest: a tree, a tensor, or tuples, lists and dictionaries of them; whatever else there is
+            stays in the structure.
 
     Returns:
         ``(leaves, structure)``, which ``unflatten`` puts together again.
@@ -143,8 +143,8 @@ def unflatten(structure: Structure, leaves: Sequence[Tensor]) -> Any:
 
     Args:
         structure: what ``flatten`` gave.
-        leaves: one tensor for each of its leaves. Where the shapes no longer begin with a sub-tree's batch size, it
-            keeps as much of it as they share.
+        leaves: one tensor for each of its leaves. Where the shapes no longer begin with a
+            sub-tree's batch size, it keeps as much of it as they share.
 
     Returns:
         The nest, its trees locked.
@@ -154,7 +154,9 @@ def unflatten(structure: Structure, leaves: Sequence[Tensor]) -> Any:
     """
     wanted = count(structure)
     if len(leaves) != wanted:
-        raise ValueError(f"unflatten: got {len(leaves)} leaves, expected {wanted} (from {structure})")
+        raise ValueError(
+            f"unflatten: got {len(leaves)} leaves, expected {wanted} (from {structure})"
+        )
     return _unflatten(structure, iter(leaves))
 
 
@@ -204,7 +206,7 @@ def shared_batch_size(values: Mapping[str, Any], batch_size: Sequence[int]) -> t
     """
     size = tuple(batch_size)
     for value in values.values():
-        if size and isinstance(value, (Tensor, TensorDictBase)):  # noqa: UP038
+        if size and isinstance(value, (Tensor, TensorDictBase)):
             shape, same = tuple(value.shape), 0
             while same < min(len(size), len(shape)) and shape[same] == size[same]:
                 same += 1
@@ -247,7 +249,7 @@ def paths(tree: Any) -> list[Path]:
 
 
 def show_path(path: Sequence[Any]) -> str:
-    """Path as a user would type it: ``'policy.weight'``, or a tuple where that would not be read back as the path.
+    """Path as a user would type it: ``'policy.weight'``, or a tuple where that would not do.
 
     Args:
         path: names, and indices where there are any.
@@ -279,7 +281,9 @@ def parse_path(fn: str, path: Any, *, indices: bool = False) -> tuple[Any, ...]:
     if isinstance(path, tuple) and path and all([isinstance(part, kinds) for part in path]):
         return path
     wanted = "a tuple of names and indices" if indices else "a tuple of names"
-    raise TypeError(f"{fn}: the path is {path!r}, expected text such as 'policy.weight' or {wanted}")
+    raise TypeError(
+        f"{fn}: the path is {path!r}, expected text such as 'policy.weight' or {wanted}"
+    )
 
 
 def require_tree(fn: str, argument: str, value: Any) -> None:
@@ -295,7 +299,9 @@ def require_tree(fn: str, argument: str, value: Any) -> None:
     """
     if not isinstance(value, TensorDictBase):
         hint = "; TensorDict(...) makes one of a dict" if isinstance(value, dict) else ""
-        raise TypeError(f"{fn}: {argument} is a {type(value).__name__}, expected a TensorDict{hint}")
+        raise TypeError(
+            f"{fn}: {argument} is a {type(value).__name__}, expected a TensorDict{hint}"
+        )
 
 
 def require_same(fn: str, left: tuple[str, Structure], right: tuple[str, Structure]) -> None:
@@ -317,8 +323,12 @@ def require_same(fn: str, left: tuple[str, Structure], right: tuple[str, Structu
         only = sorted(own - other, key=repr)
         if only:
             more = f" and {len(only) - 5} more" if len(only) > 5 else ""
-            parts.append(f"only {name} has {', '.join([show_path(path) for path in only[:5]])}{more}")
-    raise ValueError(f"{fn}: the names differ: {'; '.join(parts) or 'the kinds of the nests differ'}")
+            parts.append(
+                f"only {name} has {', '.join([show_path(path) for path in only[:5]])}{more}"
+            )
+    raise ValueError(
+        f"{fn}: the names differ: {'; '.join(parts) or 'the kinds of the nests differ'}"
+    )
 
 
 class _Names:

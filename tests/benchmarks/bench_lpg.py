@@ -1,9 +1,10 @@
-"""A meta-step of Learned Policy Gradient at GROOVE's sizes, against the matrix products that its GRU cannot do without.
+"""A meta-step of Learned Policy Gradient at GROOVE's sizes, against the matrix products that its
+GRU cannot do without.
 
-8 tasks, 64 workers, 20 steps, 5 updates, a GRU of width 256, levels of the distribution ``all``. The peer is the time
-of the recurrent products alone in the same process: for each update and step ``[512, 256] x [256, 768]`` forward, and
-``[512, 768] x [768, 256]`` and ``[768, 512] x [512, 256]`` backward. The second line is the process's peak memory
-against a bound.
+8 tasks, 64 workers, 20 steps, 5 updates, a GRU of width 256, levels of the distribution ``all``.
+The peer is the time of the recurrent products alone in the same process: for each update and step
+``[512, 256] x [256, 768]`` forward, and ``[512, 768] x [768, 256]`` and ``[768, 512] x [512, 256]``
+backward. The second line is the process's peak memory against a bound.
 
     python tests/benchmarks/bench_lpg.py
 """
@@ -15,9 +16,9 @@ import sys
 import time
 
 import torch
+from paramtree.cli.setup import lpg_setup
 
 from paramtree import rng
-from paramtree.cli.setup import lpg_setup
 
 TASKS, WORKERS, LENGTH, UPDATES, WIDTH, REPEATS = 8, 64, 20, 5, 256, 7
 MEMORY_BOUND = 1.3e9
@@ -26,7 +27,11 @@ MEMORY_BOUND = 1.3e9
 def gemms() -> float:
     """Seconds of the recurrent products of one meta-step."""
     rows = TASKS * WORKERS
-    h, w, gates = torch.randn(rows, WIDTH), torch.randn(WIDTH, 3 * WIDTH), torch.randn(rows, 3 * WIDTH)
+    h, w, gates = (
+        torch.randn(rows, WIDTH),
+        torch.randn(WIDTH, 3 * WIDTH),
+        torch.randn(rows, 3 * WIDTH),
+    )
     back, across = w.t().contiguous(), gates.t().contiguous()
     start = time.perf_counter()
     for _ in range(UPDATES * LENGTH):
@@ -51,8 +56,21 @@ def main() -> int:
     mine, other = statistics.median(ours), statistics.median(peer)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     lines = [
-        {"name": "lpg_meta_step", "ours": mine, "peer": other, "peer_name": "recurrent GEMMs alone", "target": 3.0},
-        {"name": "lpg_peak_memory", "ours": memory, "peer": MEMORY_BOUND, "peer_name": "bound", "target": 1.0, "unit": "bytes"},
+        {
+            "name": "lpg_meta_step",
+            "ours": mine,
+            "peer": other,
+            "peer_name": "recurrent GEMMs alone",
+            "target": 3.0,
+        },
+        {
+            "name": "lpg_peak_memory",
+            "ours": memory,
+            "peer": MEMORY_BOUND,
+            "peer_name": "bound",
+            "target": 1.0,
+            "unit": "bytes",
+        },
     ]
     for line in lines:
         line["ratio"] = line["ours"] / line["peer"]

@@ -12,8 +12,13 @@ D = torch.float64
 
 def make(n=2):
     g = torch.Generator().manual_seed(n)
-    policy = TensorDict({"w": torch.randn(n, 3, generator=g, dtype=D), "b": torch.randn(n, generator=g, dtype=D)}, [n])
-    return tree.lock(TensorDict({"meta": {"w": torch.randn(3, generator=g, dtype=D)}, "policy": policy}, []))
+    policy = TensorDict(
+        {"w": torch.randn(n, 3, generator=g, dtype=D), "b": torch.randn(n, generator=g, dtype=D)},
+        [n],
+    )
+    return tree.lock(
+        TensorDict({"meta": {"w": torch.randn(3, generator=g, dtype=D)}, "policy": policy}, [])
+    )
 
 
 def f(p, x):
@@ -32,16 +37,28 @@ def test_both_roads_give_the_same():
     p = make()
     direct = grad(f)(p, X)
     inside = torch.func.vmap(lambda x: grad(f)(p, x)["meta", "w"])(torch.stack([X, 2 * X]))
-    plain = torch.autograd.grad(f(q := p.clone().requires_grad_(), X), [q["meta", "w"], q["policy", "w"]])
-    assert torch.allclose(direct["meta", "w"], plain[0]) and torch.allclose(direct["policy", "w"], plain[1])
+    plain = torch.autograd.grad(
+        f(q := p.clone().requires_grad_(), X), [q["meta", "w"], q["policy", "w"]]
+    )
+    assert torch.allclose(direct["meta", "w"], plain[0]) and torch.allclose(
+        direct["policy", "w"], plain[1]
+    )
     assert torch.allclose(inside[0], plain[0]) and torch.allclose(inside[1], 2 * plain[0])
-    assert direct.is_locked and direct["policy"].batch_size == (2,) and tree.paths(direct) == tree.paths(p)
+    assert (
+        direct.is_locked
+        and direct["policy"].batch_size == (2,)
+        and tree.paths(direct) == tree.paths(p)
+    )
 
 
 def test_no_graph_where_nothing_outside_needs_one():
     p = make()
-    (value, aux), g = value_and_grad(lambda q, x: (f(q, x), {"y": q["meta", "w"] * 2}), has_aux=True)(p, X)
-    assert not value.requires_grad and not aux["y"].requires_grad and not g["meta", "w"].requires_grad
+    (value, aux), g = value_and_grad(
+        lambda q, x: (f(q, x), {"y": q["meta", "w"] * 2}), has_aux=True
+    )(p, X)
+    assert (
+        not value.requires_grad and not aux["y"].requires_grad and not g["meta", "w"].requires_grad
+    )
     with torch.no_grad():
         x = X.clone().requires_grad_()
         assert not grad(f)(p, x)["meta", "w"].requires_grad
@@ -109,15 +126,23 @@ def test_argnums_and_nests():
 def test_bad_input(fn):
     p = make()
     name = fn.__name__
-    with pytest.raises(ValueError, match=rf"{name}: fn returned a tensor of shape \(2,\), expected a 0-d tensor"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: fn returned a tensor of shape \(2,\), expected a 0-d tensor"
+    ):
         fn(lambda q: q["policy", "b"])(p)
-    with pytest.raises(ValueError, match=rf"{name}: fn returned a TensorDict, expected a 0-d tensor; losses.total"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: fn returned a TensorDict, expected a 0-d tensor; losses.total"
+    ):
         fn(lambda q: q)(p)
-    with pytest.raises(ValueError, match=rf"{name}: argnums is 3, but there are 2 positional arguments"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: argnums is 3, but there are 2 positional arguments"
+    ):
         fn(f, 3)(p, X)
     with pytest.raises(ValueError, match=r"expected \(scalar, aux\) with has_aux"):
         fn(f, has_aux=True)(p, X)
-    with pytest.raises(TypeError, match=rf"{name}: argument 0 at 'n' is torch.int64, expected a float dtype"):
+    with pytest.raises(
+        TypeError, match=rf"{name}: argument 0 at 'n' is torch.int64, expected a float dtype"
+    ):
         fn(lambda q: q["n"].double().sum())(TensorDict({"n": torch.ones(2, dtype=torch.int64)}))
 
 
@@ -125,7 +150,11 @@ def test_vmap_mixes_shared_and_mapped():
     p, x = make(3), torch.randn(3, 4, dtype=D)
 
     def g(q, y):
-        assert q["policy"].batch_size == () and q["policy", "w"].shape == (3,) and q["meta", "w"].shape == (3,)
+        assert (
+            q["policy"].batch_size == ()
+            and q["policy", "w"].shape == (3,)
+            and q["meta", "w"].shape == (3,)
+        )
         return tree.new({"out": q["policy", "w"] @ q["meta", "w"] * y, "meta": q["meta"]})
 
     for dims in (0, ({"meta": None, "policy": 0}, 0)):
@@ -134,7 +163,9 @@ def test_vmap_mixes_shared_and_mapped():
         assert torch.allclose(out["out"], wanted) and out.batch_size == (3,) and out.is_locked
         assert out["meta", "w"].shape == (3, 3) and out["meta"].batch_size == (3,)
     kept = vmap(g, 0, {"out": 0, "meta": None})(p, x)
-    assert kept["meta", "w"].shape == (3,) and kept["meta"].batch_size == () and kept.batch_size == ()
+    assert (
+        kept["meta", "w"].shape == (3,) and kept["meta"].batch_size == () and kept.batch_size == ()
+    )
 
 
 def test_vmap_dims():
@@ -147,7 +178,10 @@ def test_vmap_dims():
     nested = vmap(vmap(lambda t, s: t["a"].sum() * s, (0, None)), (0, 0))(td, torch.ones(2))
     assert torch.allclose(nested, td["a"].sum(-1))
     assert vmap(lambda t, *, s: t * s)(torch.ones(2), s=torch.arange(2.0)).tolist() == [0, 1]
-    assert vmap(lambda t, n: t * n)(torch.ones(2), 3).tolist() == [3, 3]  # what isn't a tensor is shared
+    assert vmap(lambda t, n: t * n)(torch.ones(2), 3).tolist() == [
+        3,
+        3,
+    ]  # what isn't a tensor is shared
     pair = vmap(lambda t: (t, [t, None]))(torch.ones(2))
     assert pair[1][1] is None and pair[0].shape == (2,)
 
@@ -156,7 +190,9 @@ def test_vmap_is_a_loop_over_tasks():
     p = make(3)
     slopes = vmap(grad(lambda q: f(q, X)))(p)
     for i in range(3):
-        one = grad(lambda q: f(q, X))(tree.new({"meta": p["meta"], "policy": tree.lock(p["policy"][i])}))
+        one = grad(lambda q: f(q, X))(
+            tree.new({"meta": p["meta"], "policy": tree.lock(p["policy"][i])})
+        )
         assert torch.allclose(slopes["policy", "w"][i], one["policy", "w"])
         assert torch.allclose(slopes["meta", "w"][i], one["meta", "w"])
     # gradients flow through the shared and the mapped part from outside
@@ -168,14 +204,32 @@ def test_vmap_is_a_loop_over_tasks():
     [
         (lambda p: vmap(lambda q: q, None)(p), "nothing is mapped"),
         (lambda p: vmap(lambda q: q)(p["meta"]), "nothing is mapped"),
-        (lambda p: vmap(lambda q: q, {"meta": None})(p), r"names \['meta'\], expected \['meta', 'policy'\]"),
+        (
+            lambda p: vmap(lambda q: q, {"meta": None})(p),
+            r"names \['meta'\], expected \['meta', 'policy'\]",
+        ),
         (lambda p: vmap(lambda q, r: q, (0,))(p, p), "in_dims has 1 entries, expected 2"),
-        (lambda p: vmap(lambda q, r: q)(p, torch.zeros(5)), r"argument 1 has size 5 along axis 0, expected 2 \(from argument 0"),
-        (lambda p: vmap(lambda q, r: q)(p, torch.zeros(())), r"argument 1 has shape \(\), expected an axis 0; share it with None"),
-        (lambda p: vmap(lambda q: q, 1)(p), r"in_dims is 1 for argument 0 at 'policy', whose batch size is \[2\]"),
+        (
+            lambda p: vmap(lambda q, r: q)(p, torch.zeros(5)),
+            r"argument 1 has size 5 along axis 0, expected 2 \(from argument 0",
+        ),
+        (
+            lambda p: vmap(lambda q, r: q)(p, torch.zeros(())),
+            r"argument 1 has shape \(\), expected an axis 0; share it with None",
+        ),
+        (
+            lambda p: vmap(lambda q: q, 1)(p),
+            r"in_dims is 1 for argument 0 at 'policy', whose batch size is \[2\]",
+        ),
         (lambda p: vmap(lambda q: q, "x")(p), "which does not fit"),
-        (lambda p: vmap(lambda q: q, 0, {"meta": 0})(p), "out_dims for the arguments names|out_dims for"),
-        (lambda p: vmap(lambda q: q["policy", "b"], 0, None)(p), "out_dims is None for the output, which depends"),
+        (
+            lambda p: vmap(lambda q: q, 0, {"meta": 0})(p),
+            "out_dims for the arguments names|out_dims for",
+        ),
+        (
+            lambda p: vmap(lambda q: q["policy", "b"], 0, None)(p),
+            "out_dims is None for the output, which depends",
+        ),
         (lambda p: vmap(lambda q: q, 0, 3)(p), "out_dims is 3 for a tree"),
     ],
 )
@@ -203,7 +257,10 @@ def test_checkpoint_saves_memory_and_keeps_derivatives():
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         out = checkpoint(chain)(make().clone().requires_grad_())
     assert len(saved) < plain / 2 and out["policy"].batch_size == (2,)
-    assert same(grad(lambda q: tree.norm(checkpoint(chain)(q)))(make()), grad(lambda q: tree.norm(chain(q)))(make()))
+    assert same(
+        grad(lambda q: tree.norm(checkpoint(chain)(q)))(make()),
+        grad(lambda q: tree.norm(chain(q)))(make()),
+    )
     check_grads(lambda q: tree.norm(grad(lambda z: tree.norm(checkpoint(chain)(z)))(q)), make())
     check_grads(lambda q: vmap(lambda z: tree.norm(checkpoint(chain)(z)))(q), make())
     scale = X.clone().requires_grad_()  # what is closed over gets its gradient too
@@ -212,18 +269,31 @@ def test_checkpoint_saves_memory_and_keeps_derivatives():
 
 
 def test_check_grads_says_where_a_path_is_cut():
-    hyper = TensorDict({"gamma": torch.tensor(3.0, dtype=D), "agent": {"lr": torch.ones(2, dtype=D)}})
+    hyper = TensorDict(
+        {"gamma": torch.tensor(3.0, dtype=D), "agent": {"lr": torch.ones(2, dtype=D)}}
+    )
     check_grads(lambda hyper: hyper["gamma"] ** 2 * hyper["agent", "lr"].sum(), hyper)
-    with pytest.raises(AssertionError, match=r'hyper\["gamma"\]: autodiff 0, central 12: no path \(detached\)'):
+    with pytest.raises(
+        AssertionError, match=r'hyper\["gamma"\]: autodiff 0, central 12: no path \(detached\)'
+    ):
         check_grads(lambda hyper: hyper["gamma"].detach() ** 2 * hyper["agent", "lr"].sum(), hyper)
-    with pytest.raises(AssertionError, match=r'hyper\["agent", "lr"\]\[1\]: autodiff 2, central 4') as error:
-        check_grads(lambda hyper: hyper["agent", "lr"].square().sum() + hyper["agent", "lr"][1].detach() * 2, hyper)
+    with pytest.raises(
+        AssertionError, match=r'hyper\["agent", "lr"\]\[1\]: autodiff 2, central 4'
+    ) as error:
+        check_grads(
+            lambda hyper: (
+                hyper["agent", "lr"].square().sum() + hyper["agent", "lr"][1].detach() * 2
+            ),
+            hyper,
+        )
     assert "gamma" not in str(error.value) and "[0]" not in str(error.value)
     with pytest.raises(AssertionError, match="along random direction"):
         check_grads(lambda x: x.detach().sum() + x[:5].sum(), torch.ones(100, dtype=D))
     with pytest.raises(TypeError, match=r'hyper\["a"\] is torch.float32, expected float64'):
         check_grads(lambda hyper: hyper["a"], TensorDict({"a": torch.ones(())}))
-    check_grads(lambda n, x: x * n["i"], TensorDict({"i": torch.tensor(3)}), X)  # integers are left alone
+    check_grads(
+        lambda n, x: x * n["i"], TensorDict({"i": torch.tensor(3)}), X
+    )  # integers are left alone
     with pytest.raises(AssertionError, match=r"argument 0|x"):
         check_grads(torch.floor, torch.tensor(1.0, dtype=D) - 1e-6)
 

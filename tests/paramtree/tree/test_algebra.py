@@ -10,7 +10,10 @@ from paramtree.autodiff import check_grads, grad, vmap
 
 def make(seed=0, n=2):
     g = torch.Generator().manual_seed(seed)
-    policy = TensorDict({"w": torch.randn(n, 3, generator=g).double(), "b": torch.randn(n, generator=g).double()}, [n])
+    policy = TensorDict(
+        {"w": torch.randn(n, 3, generator=g).double(), "b": torch.randn(n, generator=g).double()},
+        [n],
+    )
     return TensorDict({"meta": {"w": torch.randn(4, generator=g).double()}, "policy": policy}, [])
 
 
@@ -32,9 +35,14 @@ def test_map_brings_leaves_together_by_name():
 
 @pytest.mark.parametrize("swap", [False, True])
 def test_map_refuses_names_that_differ_both_ways(swap):
-    a, b = make(), tree.merge(tree.exclude(make(), "policy.b"), TensorDict({"extra": torch.ones(1)}))
+    a, b = (
+        make(),
+        tree.merge(tree.exclude(make(), "policy.b"), TensorDict({"extra": torch.ones(1)})),
+    )
     trees = (b, a) if swap else (a, b)
-    with pytest.raises(ValueError, match=r"map: the names differ: .*policy.b.*extra|map: .*extra.*policy.b"):
+    with pytest.raises(
+        ValueError, match=r"map: the names differ: .*policy.b.*extra|map: .*extra.*policy.b"
+    ):
         tree.map(lambda x, y: x, *trees)
     with pytest.raises(TypeError, match="map: tree 1 is a Tensor"):
         tree.map(lambda x, y: x, a, torch.ones(1))
@@ -45,10 +53,18 @@ def test_map_refuses_names_that_differ_both_ways(swap):
 def test_stack_and_unstack_are_inverse():
     trees = [make(i) for i in range(3)]
     whole = tree.stack([trees[0], shuffled(trees[1]), trees[2]])
-    assert whole.batch_size == (3,) and whole["meta"].batch_size == (3,) and whole["policy"].batch_size == (3, 2)
+    assert (
+        whole.batch_size == (3,)
+        and whole["meta"].batch_size == (3,)
+        and whole["policy"].batch_size == (3, 2)
+    )
     for one, again in zip(trees, tree.unstack(whole), strict=True):
         assert (one == again).all() and again.is_locked
-        assert again.batch_size == () and again["policy"].batch_size == (2,) and again["meta"].batch_size == ()
+        assert (
+            again.batch_size == ()
+            and again["policy"].batch_size == (2,)
+            and again["meta"].batch_size == ()
+        )
     x = trees[0].clone()
     x["meta", "w"].requires_grad_()
     y = tree.unstack(tree.stack([x, trees[1]]))[0]
@@ -58,13 +74,17 @@ def test_stack_and_unstack_are_inverse():
 def test_stack_refuses():
     with pytest.raises(ValueError, match="stack: no trees"):
         tree.stack([])
-    with pytest.raises(ValueError, match=r"'policy.b' of tree 1 has shape \(3,\), expected \(2,\) \(from tree 0\)"):
+    with pytest.raises(
+        ValueError, match=r"'policy.b' of tree 1 has shape \(3,\), expected \(2,\) \(from tree 0\)"
+    ):
         tree.stack([make(), make(n=3)])
     with pytest.raises(TypeError, match="is torch.float32, expected torch.float64"):
         tree.stack([make(), make().float()])
     with pytest.raises(ValueError, match="names differ"):
         tree.stack([make(), tree.select(make(), "meta")])
-    flat = TensorDict({"meta": make()["meta"], "policy": TensorDict(make()["policy"].to_dict(), [])})
+    flat = TensorDict(
+        {"meta": make()["meta"], "policy": TensorDict(make()["policy"].to_dict(), [])}
+    )
     with pytest.raises(ValueError, match=r"'policy' of tree 1 has batch size \[\], expected \[2\]"):
         tree.stack([make(), flat])
     with pytest.raises(ValueError, match=r"batch size \[\]"):
@@ -74,7 +94,9 @@ def test_stack_refuses():
 def test_ravel_and_back():
     a = make()
     vector, unravel = tree.ravel(a)
-    assert vector.shape == (4 + 6 + 2,) and (unravel(vector) == a).all() and unravel(vector).is_locked
+    assert (
+        vector.shape == (4 + 6 + 2,) and (unravel(vector) == a).all() and unravel(vector).is_locked
+    )
     assert torch.equal(vector, tree.ravel(shuffled(a))[0])
     assert unravel(vector.float())["meta", "w"].dtype == torch.float32
     assert unravel(vector)["policy"].batch_size == (2,)
@@ -123,9 +145,16 @@ def test_vdot():
 def test_where():
     a, b = make(0)["policy"], make(1)["policy"]
     out = tree.where(torch.tensor([True, False]), a, shuffled(b))
-    assert torch.equal(out["w"][0], a["w"][0]) and torch.equal(out["w"][1], b["w"][1]) and out.batch_size == (2,)
+    assert (
+        torch.equal(out["w"][0], a["w"][0])
+        and torch.equal(out["w"][1], b["w"][1])
+        and out.batch_size == (2,)
+    )
     assert (tree.where(torch.tensor(False), a, b) == b).all()
-    with pytest.raises(ValueError, match=r"condition has shape \(2,\), expected a beginning of \(4,\) \(from 'meta.w'\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"condition has shape \(2,\), expected a beginning of \(4,\) \(from 'meta.w'\)",
+    ):
         tree.where(torch.tensor([True, False]), make(0), make(1))
     with pytest.raises(TypeError, match="condition is torch.float32"):
         tree.where(torch.ones(2), a, b)
@@ -142,7 +171,16 @@ def test_inside_grad_vmap_and_compile():
     a, b = tree.lock(make(0)), tree.lock(make(1))
     check_grads(f, a, b)
     out = torch.compile(grad(f), fullgraph=True, backend="aot_eager")(a, b)
-    assert all(torch.allclose(x, y) for x, y in zip(tree.leaves(out), tree.leaves(grad(f)(a, b)), strict=True))
+    assert all(
+        torch.allclose(x, y)
+        for x, y in zip(tree.leaves(out), tree.leaves(grad(f)(a, b)), strict=True)
+    )
     each = vmap(f)(a, b)
-    rows = [f(TensorDict({"meta": a["meta"], "policy": a["policy"][i]}), TensorDict({"meta": b["meta"], "policy": b["policy"][i]})) for i in range(2)]
+    rows = [
+        f(
+            TensorDict({"meta": a["meta"], "policy": a["policy"][i]}),
+            TensorDict({"meta": b["meta"], "policy": b["policy"][i]}),
+        )
+        for i in range(2)
+    ]
     assert torch.allclose(each, torch.stack(rows))

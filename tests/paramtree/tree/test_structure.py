@@ -17,10 +17,17 @@ def small():
 
 def test_new_equals_the_public_constructor():
     made = tree.new({"a": torch.ones(2, 3), "b": tree.new({"c": torch.zeros(2)}, (2,))}, (2,))
-    public = TensorDict({"a": torch.ones(2, 3), "b": TensorDict({"c": torch.zeros(2)}, [2])}, [2]).lock_()
+    public = TensorDict(
+        {"a": torch.ones(2, 3), "b": TensorDict({"c": torch.zeros(2)}, [2])}, [2]
+    ).lock_()
     assert (made == public).all()
     assert made.batch_size == public.batch_size and made["b"].batch_size == public["b"].batch_size
-    assert made.is_locked and made["b"].is_locked and made.device == public.device and made.names == public.names
+    assert (
+        made.is_locked
+        and made["b"].is_locked
+        and made.device == public.device
+        and made.names == public.names
+    )
     assert torch.equal(made[0]["b", "c"], public[0]["b", "c"])
     assert (torch.stack([made, made]) == torch.stack([public, public])).all()
     assert (made.clone() == public.clone()).all() and not made.clone().is_locked
@@ -33,7 +40,7 @@ def test_new_equals_the_public_constructor():
 def test_entries_equals_items():
     source = small()
     assert list(tree.entries(source)) == list(source.keys())
-    assert all(tree.entries(source)[name] is source.get(name) for name in source.keys())  # noqa: SIM118
+    assert all(tree.entries(source)[name] is source.get(name) for name in source.keys())
     lazy = TensorDict.lazy_stack([small(), small()])
     assert sorted(tree.entries(lazy)) == ["meta", "policy"]
     assert tree.entries(lazy)["policy"]["w"].shape == (2, 2, 3)
@@ -54,19 +61,28 @@ class Pair(NamedTuple):
 
 
 def test_flatten_and_unflatten_are_inverse_on_nests():
-    nest = (small(), [torch.ones(1), None], {"b": torch.zeros(2), "a": 3}, Pair(torch.ones(()), "text"))
+    nest = (
+        small(),
+        [torch.ones(1), None],
+        {"b": torch.zeros(2), "a": 3},
+        Pair(torch.ones(()), "text"),
+    )
     leaves, structure = tree.flatten(nest)
     again = tree.unflatten(structure, leaves)
     assert isinstance(again[3], Pair) and again[3].right == "text" and again[1][1] is None
     assert list(again[2]) == ["b", "a"] and again[2]["a"] == 3
-    assert (again[0] == nest[0]).all() and again[0].is_locked and again[0]["policy"].batch_size == (2,)
+    assert (
+        (again[0] == nest[0]).all() and again[0].is_locked and again[0]["policy"].batch_size == (2,)
+    )
     assert list(again[0].keys()) == ["policy", "meta"]  # the order of the names is kept
 
 
 def test_leaves_are_listed_by_sorted_names_whatever_the_order():
     a = TensorDict({"b": torch.ones(1), "a": torch.zeros(1)})
     b = TensorDict({"a": torch.zeros(1), "b": torch.ones(1)})
-    assert tree.flatten(a)[1] == tree.flatten(b)[1] and hash(tree.flatten(a)[1]) == hash(tree.flatten(b)[1])
+    assert tree.flatten(a)[1] == tree.flatten(b)[1] and hash(tree.flatten(a)[1]) == hash(
+        tree.flatten(b)[1]
+    )
     assert tree.paths(a) == [("a",), ("b",)] == tree.paths(b)
 
 
@@ -93,15 +109,23 @@ def test_non_tensor_entries_pass_through():
 
 def test_optree_sees_names():
     source = small()
-    assert optree.tree_paths(source, namespace="paramtree") == [("meta", "lstm", "w"), ("policy", "b"), ("policy", "w")]
+    assert optree.tree_paths(source, namespace="paramtree") == [
+        ("meta", "lstm", "w"),
+        ("policy", "b"),
+        ("policy", "w"),
+    ]
     accessors = optree.tree_accessors(source, namespace="paramtree")
     assert accessors[0].codify("params") == "params['meta']['lstm']['w']"
     out = optree.tree_map(lambda x: x * 2, source, namespace="paramtree")
     assert out["policy"].batch_size == (2,) and out.is_locked
-    other = TensorDict({"meta": source["meta"], "policy": source["policy"][:1]})  # another batch size, same names
+    other = TensorDict(
+        {"meta": source["meta"], "policy": source["policy"][:1]}
+    )  # another batch size, same names
     optree.tree_map(lambda x, y: x, source, other, namespace="paramtree")
     with pytest.raises(ValueError, match=r"names \['meta', 'policy'\], got: names \['meta'\]"):
-        optree.tree_map(lambda x, y: x, source, TensorDict({"meta": source["meta"]}), namespace="paramtree")
+        optree.tree_map(
+            lambda x, y: x, source, TensorDict({"meta": source["meta"]}), namespace="paramtree"
+        )
 
 
 def test_compiled():

@@ -1,0 +1,115 @@
+"""Meta-training: a pure step of one tree, whose gradient is right."""
+
+import pytest
+import torch
+
+from paramtree import optim, rng, tree
+from paramtree.envs import level_distribution
+from paramtree.meta import lpg_network, lpg_population, lpg_rule, lpg_training
+
+WORLDS = {name: level_distribution(name) for name in ("small", "sparse")}
+NETWORK = lpg_network(4, 6, cell="gru", n_embedding=3, gamma_input=False, activation=torch.relu)
+
+
+def training(optimizer=None, groups=("small",), n_tasks=3, full_stop=True, **options):
+    sizes = {"n_prediction": 4, "workers": 2, "lifetime": 6}
+    populations = {name: lpg_population(WORLDS[name], n_tasks, **sizes) for name in groups}
+    rule = lpg_rule(NETWORK, full_stop=full_stop)
+    options = {"updates": 2, "length": 5, **options}
+    return lpg_training(rule, populations, optimizer or optim.sgd(1.0), **options)
+
+
+def double(nest):
+    leaves, structure = tree.flatten(nest)
+    return tree.unflatten(structure, [x.double() if x.is_floating_point() else x for x in leaves])
+
+
+def equal(a, b):
+    pairs = zip(tree.leaves(a), tree.leaves(b), strict=True)
+    return tree.paths(a) == tree.paths(b) and all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_a_step_is_a_pure_function_of_one_tree():
+    train = training(optim.adam(1e-2))
+    state = train.init(rng.key(0))
+    before = tree.map(torch.clone, state)
+    after, metrics = train.step(state)
+    again, _ = train.step(tree.map(torch.clone, before))
+    assert equal(state, before) and equal(after, again) and after.is_locked and metrics.is_locked
+    assert sorted(tree.paths(after)) == sorted(tree.paths(state))
+    assert [x.shape for x in tree.leaves(after)] == [x.shape for x in tree.leaves(state)]
+    assert [x.dtype for x in tree.leaves(after)] == [x.dtype for x in tree.leaves(state)]
+    assert not any(x.requires_grad for x in tree.leaves(after))
+    assert after["step"] == 1 and after["agents", "small", "age"].tolist() == [2, 4, 6]
+    assert not torch.equal(after["rule", "gru", "weight_hh"], state["rule", "gru", "weight_hh"])
+    critics = ("agents", "small", "critic", "params", "weight")
+    assert not torch.equal(after[critics], state[critics])  # the baseline learns
+    names = "age entropy gradient_norm loss pi_hat_square prediction_entropy reward value_loss "
+    names += "y_hat_square"
+    assert sorted(metrics.keys()) == names.split() and all(
+        x.isfinite() and x.ndim == 0 for x in tree.leaves(metrics)
+    )
+
+
+def test_the_meta_gradient_is_that_of_the_loss():
+    train = training(optim.sgd(1.0), full_stop=False)
+    state = double(train.init(rng.key(0)))
+    step = train.step(state)[0]
+    slope = tree.map(
+        torch.sub, state["rule"], step["rule"]
+    )  # rate 1: what was taken off is the gradient
+    for path in (
+        ("gru", "weight_hh"),
+        ("pi_hat", "weight"),
+        ("y_hat", "bias"),
+        ("embedding", "linear_0", "weight"),
+    ):
+        direction = rng.normal(
+            rng.fold_in(rng.key(5), path[-1]), tuple(slope[path].shape), dtype=torch.float64
+        )
+        ends = []
+        for h in (1e-5, -1e-5):
+            moved = tree.replace(state, {("rule", *path): state[("rule", *path)] + h * direction})
+            ends.append(float(train.step(moved)[1]["loss"]))
+        central = (ends[0] - ends[1]) / 2e-5
+        assert float((slope[path] * direction).sum()) == pytest.approx(central, rel=1e-4, abs=1e-9)
+
+
+def test_groups_and_chunks():
+    both = training(groups=("small", "sparse"))
+    state = both.init(rng.key(0))
+    after, metrics = both.step(state)
+    assert sorted(after["agents"].keys()) == ["small", "sparse"] and metrics["loss"].isfinite()
+    small, sparse = (training(groups=(name,)) for name in ("small", "sparse"))
+    slopes = []
+    for one, name in ((small, "small"), (sparse, "sparse")):
+        start = tree.replace(one.init(rng.key(0)), {("agents", name): state["agents", name]})
+        slopes.append(tree.map(torch.sub, start["rule"], one.step(start)[0]["rule"]))
+    mean = tree.map(lambda a, b: (a + b) / 2, *slopes)  # as many tasks in both: the mean over tasks
+    ours = tree.map(torch.sub, state["rule"], after["rule"])
+    for a, b in zip(tree.leaves(ours), tree.leaves(mean), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    pieces = training(chunk=2)
+    after, _ = pieces.step(pieces.init(rng.key(0)))
+    assert after["agents", "small"].batch_size == (3,) and after[
+        "agents", "small", "age"
+    ].tolist() == [2, 4, 6]
+    assert after["agents", "small"].is_locked
+
+
+def test_lives_end_and_others_go_on():
+    train = training()
+    state = train.init(rng.key(0))
+    ages = []
+    for _ in range(3):
+        state, _ = train.step(state)
+        ages.append(state["agents", "small", "age"].tolist())
+    assert ages == [[2, 4, 6], [4, 6, 2], [6, 2, 4]]
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="lpg_training: no populations"):
+        lpg_training(lpg_rule(NETWORK), {}, optim.sgd(1.0))
+    for name in ("updates", "length", "chunk"):
+        with pytest.raises(ValueError, match=f"lpg_training: {name} is 0"):
+            training(**{name: 0})
