@@ -44,7 +44,7 @@ from .update_rule import UpdateRule
 
 
 class Training(NamedTuple):
-    """``init(key) -> state`` and ``step(state) -> (state, metrics)``, pure; the state is one tree."""
+    """``init(key) -> state``, ``step(state) -> (state, metrics)``: pure, the state one tree."""
 
     init: Callable[[Tensor], TensorDict]
     step: Callable[[TensorDict], tuple[TensorDict, TensorDict]]

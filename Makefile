@@ -1,0 +1,53 @@
+# make .venv      the environment with all extras: made when it is missing, made again when it is broken
+# make .venv-jax  a second one with JAX and its libraries, for fixtures and peers
+# make demo       meta-trains a learned policy gradient on grid worlds; results in runs/demo
+# make test       the tests, without those marked slow; make test-all runs every one
+# make lint       ruff and pyright
+# make bench      tests/benchmarks, each against its target
+# make notebooks  executes the notebooks
+#
+# PYTHON chooses the interpreter of a new environment: make .venv PYTHON=python3.12
+
+PYTHON ?= python3
+export PYTHON
+
+BIN := .venv/bin
+EXTRAS := cli,gymnasium,torchrl,torchopt,test
+MODULES := torch tensordict optree matplotlib rich safetensors tyro gymnasium torchrl torchopt \
+           ipykernel nbclient numpy pyright pytest ruff paramtree losses
+JAX_MODULES := jax jaxlib optax rlax flax
+
+.PHONY: .venv .venv-jax demo test test-all lint bench notebooks
+
+.venv:
+	@.ci/venv .venv "$(MODULES)" pyproject.toml .ci/constraints.txt -- \
+	    -c .ci/constraints.txt -e ".[$(EXTRAS)]"
+
+.venv-jax:
+	@.ci/venv .venv-jax "$(JAX_MODULES)" .ci/jax.txt -- -r .ci/jax.txt
+
+demo: .venv
+	rm -rf runs/demo
+	$(BIN)/python -m paramtree.cli lpg --preset demo --out runs/demo
+
+test: .venv
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv
+	$(BIN)/python -m pytest
+
+lint: .venv
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pyright
+
+bench: .venv
+	@status=0; for file in tests/benchmarks/bench_*.py; do \
+	    [ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \
+	    $(BIN)/python "$$file" || { echo "$$file failed" >&2; status=1; }; \
+	done; exit $$status
+
+notebooks: .venv
+	@status=0; for file in notebooks/*.ipynb; do \
+	    [ -e "$$file" ] || { echo "no notebooks yet"; break; }; \
+	    $(BIN)/python -m nbclient.cli "$$file" || { echo "$$file failed" >&2; status=1; }; \
+	done; exit $$status

@@ -1,0 +1,185 @@
+"""One TensorDict, opened for one function: what estimators and reducers read, and how they reduce.
+
+Each key is read once and brought to the td's batch size by itself, so that ``[*B]`` and TorchRL's
+``[*B, 1]`` mix. Where the td has a ``mask``, the steps that it leaves out are replaced on the way
+in and on the way out: no number that stands there, NaN included, reaches a result or a gradient of
+any order.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from ._check import (
+    Key,
+    batch_first,
+    check_choice,
+    check_flag,
+    check_float,
+    check_real,
+    kind,
+    missing,
+    path,
+)
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class Batch:
+    """A td under the name of the function that reads it."""
+
+    def __init__(self, function: str, td: TensorDictBase) -> None:
+        if not isinstance(td, TensorDictBase):
+            raise TypeError(f"{function}: td is {kind(td)}, expected a TensorDict")
+        self.function = function
+        self.td = td
+        self.shape = td.batch_size
+        self.present = frozenset(td.keys())
+        self.mask: Tensor | None = None
+        if self.has("mask"):
+            self.mask = self.flag("mask")
+
+    # ---- reading
+
+    def has(self, key: str) -> bool:
+        """Whether the td holds the key, one of its top level."""
+        return key in self.present
+
+    def entry(self, key: Key, hint: str = "") -> Any:
+        """The entry as it stands; raises if there is none, with the hint."""
+        value = self.td.get(key, None)
+        if value is None:
+            raise missing(self.function, self.td, key, hint)
+        return value
+
+    def step(self, key: Key, fill: float = 0.0, hint: str = "") -> Tensor:
+        """One float per step: ``[*B]``."""
+        value = self.per_step(key, check_float(self.function, path(key), self.entry(key, hint)))
+        return self.filled(value, fill)
+
+    def flag(self, key: Key, hint: str = "") -> Tensor:
+        """One bool per step: ``[*B]``."""
+        return self.per_step(key, check_flag(self.function, path(key), self.entry(key, hint)))
+
+    def vector(
+        self, key: Key, size: int | None = None, source: str = "", fill: float = 0.0
+    ) -> Tensor:
+        """Floats per step: ``[*B, m]``, with ``m = size`` (from ``source``) if it is given."""
+        value = check_float(self.function, path(key), self.entry(key))
+        dims = len(self.shape)
+        if value.dim() != dims + 1 or value.shape[:dims] != self.shape:
+            self.wrong_shape(key, value, batch_first(self.shape, "m"))
+        if size is not None and value.shape[-1] != size:
+            self.wrong_shape(key, value, batch_first((*self.shape, size)), f" (from {source})")
+        return self.filled(value, fill)
+
+    def per_step(self, key: Key, value: Tensor) -> Tensor:
+        """A tensor brought to the td's batch size: a trailing axis of one is dropped."""
+        shape = self.shape
+        if value.shape == shape:
+            return value
+        if value.shape == (*shape, 1):
+            return value.squeeze(-1)
+        self.wrong_shape(key, value, f"{batch_first(shape)} or {batch_first((*shape, 1))}")
+
+    def wrong_shape(
+        self, key: Key, value: Tensor, wanted: str, source: str = " (the td's batch size)"
+    ) -> NoReturn:
+        """Raises: the tensor under ``key`` is not of the shape that is wanted."""
+        text = f"{self.function}: {path(key)} has shape {tuple(value.shape)}"
+        raise ValueError(f"{text}, expected {wanted}{source}")
+
+    def filled(self, value: Tensor, fill: float) -> Tensor:
+        """A tensor ``[*B, ...]`` with ``fill`` at the steps that the mask leaves out."""
+        if self.mask is None:
+            return value
+        mask = self.mask
+        if value.dim() > mask.dim():
+            mask = mask.reshape(*mask.shape, *(1,) * (value.dim() - mask.dim()))
+        return torch.where(mask, value, fill)
+
+    def hyper(self, name: str, value: Any, low: float = -torch.inf, high: float = torch.inf) -> Any:
+        """A hyper-parameter: the td's entry ``[*B]`` if it has one, else the keyword.
+
+        As a keyword it is a float, or a tensor, 0-d or of the td's full shape.
+        """
+        if self.has(name):
+            return self.step(name)
+        if value is None:
+            raise ValueError(
+                f"{self.function}: {name} is neither given nor an entry of the td; "
+                f"pass it as a keyword, e.g. {name}=0.99, or as an entry of shape "
+                f"{batch_first(self.shape)}"
+            )
+        value = check_real(self.function, name, value, low, high)
+        if not isinstance(value, Tensor) or not value.dim():
+            return value
+        if value.shape != self.shape:
+            self.wrong_shape(name, value, f"() or {batch_first(self.shape)}")
+        return self.filled(value, 0.0)
+
+    def time(self) -> int:
+        """Which of the td's dimensions is time: the one named "time", else the last."""
+        names = self.td.names
+        if not self.shape or 0 in self.shape:
+            raise ValueError(
+                f"{self.function}: the td has batch size {batch_first(self.shape)}, expected "
+                "[*B, T] with time last, and at least one step"
+            )
+        if "time" in names:
+            return names.index("time")
+        if names[-1] is not None:
+            raise ValueError(
+                f"{self.function}: the td's dimensions are named {names}, none of them 'time'; "
+                "name the time dimension 'time', or leave the last one without a name"
+            )
+        return len(names) - 1
+
+    # ---- writing
+
+    def extended(self, entries: Mapping[str, Tensor]) -> TensorDictBase:
+        """A new td with the entries added."""
+        out = self.td.copy()
+        for name, value in entries.items():
+            out.set(name, value)
+        return locked(out)
+
+    def reduced(
+        self, reduction: str, losses: Mapping[str, Tensor], metrics: Mapping[str, Tensor]
+    ) -> TensorDictBase:
+        """The reducer's result: the losses reduced over the td, the metrics detached.
+
+        With weights w, and a mask m of 0 and 1, "none" gives l w m per step, "sum" sum(l w m), and
+        "mean" sum(l w m) / sum(w m). Metrics are means over the steps of the mask, without weights,
+        and per step with "none".
+        """
+        check_choice(self.function, "reduction", reduction, REDUCTIONS)
+        weight = self.step("weight") if self.has("weight") else None
+        terms = {name: self.filled(x, 0.0) for name, x in losses.items()}
+        if weight is not None:
+            terms = {name: x * weight for name, x in terms.items()}
+        kept = {name: self.filled(x.detach(), 0.0) for name, x in metrics.items()}
+        if reduction == "none":
+            return self.extended({**terms, **kept})
+        steps = None if self.mask is None else self.mask.sum()
+        if reduction == "sum":
+            sums = {name: x.sum() for name, x in terms.items()}
+        elif weight is not None:
+            whole = weight.sum()
+            sums = {name: x.sum() / whole for name, x in terms.items()}
+        else:
+            sums = {name: _mean(x, steps) for name, x in terms.items()}
+        means = {name: _mean(x, steps) for name, x in kept.items()}
+        return locked(TensorDict({**sums, **means}, batch_size=[]))
+
+
+def locked(td: TensorDictBase) -> TensorDictBase:
+    """The td, locked; a compiler cannot trace the lock, and its result is the caller's to lock."""
+    return td if torch.compiler.is_compiling() else td.lock_()
+
+
+def _mean(x: Tensor, steps: Tensor | None) -> Tensor:
+    return x.mean() if steps is None else x.sum() / steps

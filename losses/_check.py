@@ -1,0 +1,144 @@
+"""The one checker of kinds, dtypes and shapes, called once at every public door.
+
+It looks at what a tensor is, never at what it holds, so it costs no synchronization and works under
+vmap and compile. ``TypeError`` is for kinds and dtypes, ``ValueError`` for names, shapes and
+ranges.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+Key = str | tuple[str, ...]
+
+
+def check_float(function: str, name: str, value: Any) -> Tensor:
+    """``value`` as it is, if it is a floating-point tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} is {kind(value)}, expected a floating-point tensor")
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{function}: {name} has dtype {dtype(value)}, expected a floating-point one; "
+            f"convert it first, e.g. {name}.float()"
+        )
+    return value
+
+
+def check_flag(function: str, name: str, value: Any) -> Tensor:
+    """``value`` as it is, if it is a bool tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} is {kind(value)}, expected a bool tensor")
+    if value.dtype != torch.bool:
+        raise TypeError(
+            f"{function}: {name} has dtype {dtype(value)}, expected bool; "
+            f"convert it first, e.g. {name}.bool()"
+        )
+    return value
+
+
+def check_steps(
+    function: str, floats: Mapping[str, Any], flags: Mapping[str, Any] | None = None
+) -> torch.Size:
+    """The shape ``[T, *batch]`` that all tensors share, set by the first of ``floats``."""
+    source, first = next(iter(floats.items()))
+    shape = check_float(function, source, first).shape
+    if not shape:
+        raise ValueError(f"{function}: {source} has shape (), expected [T, *batch], time first")
+    if shape[0] == 0:
+        raise ValueError(f"{function}: {source} has shape {tuple(shape)}, expected T of at least 1")
+    for check, group in ((check_float, floats), (check_flag, flags or {})):
+        for name, value in group.items():
+            if check(function, name, value).shape != shape:
+                raise ValueError(
+                    f"{function}: {name} has shape {tuple(value.shape)}, "
+                    f"expected {time_first(shape)} (from {source})"
+                )
+    return shape
+
+
+def check_real(
+    function: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf
+) -> Any:
+    """``value`` as it is, if it is a number in [low, high] or a floating-point tensor.
+
+    A tensor's range is not looked at: that would wait for the device, and fail under vmap.
+    """
+    if isinstance(value, Tensor):
+        return check_float(function, name, value)
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        raise TypeError(f"{function}: {name} is {kind(value)}, expected a float or a tensor")
+    if not low <= value <= high:
+        wanted = f"at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
+        if low == -math.inf:
+            wanted = "a number"
+        raise ValueError(f"{function}: {name} is {value}, expected {wanted}")
+    return value
+
+
+def check_broadcast(
+    function: str, name: str, value: Any, shape: torch.Size, source: str, wanted: str
+) -> None:
+    """Raises if the tensor ``value`` does not broadcast to ``shape``."""
+    if isinstance(value, Tensor) and value.shape != shape and value.dim():
+        fits = value.dim() <= len(shape) and all(
+            n in (1, m) for n, m in zip(reversed(value.shape), reversed(shape), strict=False)
+        )
+        if not fits:
+            raise ValueError(
+                f"{function}: {name} has shape {tuple(value.shape)}, expected one that broadcasts "
+                f"to {wanted} (from {source})"
+            )
+
+
+def missing(function: str, td: TensorDictBase, key: Key, hint: str = "") -> ValueError:
+    """The error for a key that the td lacks; it lists the keys that are there."""
+    present = [path(k) for k in td.keys(include_nested=True, leaves_only=True)]
+    near = difflib.get_close_matches(path(key), present, n=3)
+    text = f"{function}: the td has no {path(key)!r}"
+    text += f" (nearest: {', '.join(near)})" if near else ""
+    text += f"; its keys are {', '.join(sorted(present))}" if present else "; it is empty"
+    return ValueError(f"{text}. {hint}" if hint else text)
+
+
+def check_choice(function: str, name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises if ``value`` is none of ``choices``."""
+    if value not in choices:
+        raise ValueError(
+            f"{function}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}"
+        )
+
+
+def path(key: Key) -> str:
+    """A key as text: ``next.reward``."""
+    return key if isinstance(key, str) else ".".join(key)
+
+
+def kind(value: Any) -> str:
+    """What a value is, for a message."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def dtype(value: Tensor) -> str:
+    """A tensor's dtype without the ``torch.``."""
+    return str(value.dtype).removeprefix("torch.")
+
+
+def time_first(shape: Iterable[int]) -> str:
+    """A shape [T, *batch], for a message."""
+    return _named("[T, *batch]", shape)
+
+
+def batch_first(shape: Iterable[int], *more: str) -> str:
+    """A td's batch size and what follows it, for a message."""
+    return f"[{', '.join([*map(str, shape), *more])}]"
+
+
+def _named(names: str, shape: Iterable[int]) -> str:
+    sizes = tuple(shape)
+    return f"[T] with T={sizes[0]}" if len(sizes) == 1 else f"{names} = {sizes}"

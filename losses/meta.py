@@ -1,0 +1,209 @@
+"""Losses of algorithms that learn to learn.
+
+Learned Policy Gradient, in the paper's sign. The agent has a policy pi and a *prediction* y, a
+categorical vector of m entries; the meta-network writes their targets: ``pi_hat``, how much more
+likely the action taken should become, and ``y_hat``, what y should be. The agent descends
+``lpg_agent_loss``. The meta-network descends a policy gradient *after* K such updates, and
+regularizers of what it wrote *during* them:
+
+    policy_gradient_loss(validation td) + mean over K of lpg_regularizer_loss(training td)
+
+``lpg_meta_loss`` is that sum over one td, for when both are the same. Nothing here is detached;
+that pi(a_t|s_t) and y enter the meta-network cut off is the rule's affair.
+"""
+
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.distributions import Categorical
+
+from ._batch import Batch
+from .distributions import (
+    DistClass,
+    action_log_prob,
+    disorder,
+    entropy,
+    log_softmax,
+    make_distribution,
+)
+
+
+def lpg_agent_loss(
+    td: TensorDictBase,
+    dist_class: DistClass = Categorical,
+    *,
+    prediction_coeff: float | Tensor = 0.5,
+    eps: float | Tensor = 1e-8,
+    reduction: str = "mean",
+) -> TensorDictBase:
+    """What an agent descends under Learned Policy Gradient.
+
+        loss_objective = -log(pi(a_t|s_t) + eps) pi_hat_t
+        loss_prediction = prediction_coeff sum_k y_k [log(y_k + eps) - log(y_hat_k + eps)]
+
+    with y = softmax(prediction).
+
+    Detaches nothing. The sign is the paper's: a positive ``pi_hat`` makes the action more likely;
+    GROOVE's pi_hat is minus this one.
+
+    Args:
+        td: ``[*B, T]`` with the policy's parameters (see ``distribution``), ``action``, ``pi_hat``
+            ``[*B, T]``, ``prediction`` ``[*B, T, m]`` (the logits of y) and ``y_hat`` ``[*B, T,
+            m]`` (probabilities); optionally ``mask`` and ``weight``.
+        dist_class: callable from the parameters to a distribution.
+        prediction_coeff: weight of the divergence; float or tensor, 0-d or ``[*B, T]``. An entry of
+            the td wins.
+        eps: floor under the logarithms, at least 0: 1e-8 in GROOVE, 0 in the paper; likewise.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        ``loss_objective``, ``loss_prediction``, and detached ``prediction_kl``, the divergence
+        without its weight.
+
+    Raises:
+        ValueError: a key is missing, or a shape is wrong.
+        TypeError: an entry or a hyper-parameter has the wrong dtype.
+
+    Source: Oh et al. (2020), "Discovering reinforcement learning algorithms", section 4; eps:
+    Jackson et al. (2023), "Discovering general reinforcement learning algorithms with adversarial
+    environment design".
+    """
+    batch = Batch("lpg_agent_loss", td)
+    eps = batch.hyper("eps", eps, 0.0)
+    log_prob = action_log_prob(batch, make_distribution(batch, dist_class))
+    if not _is_zero(eps):
+        log_prob = (log_prob.exp() + eps).log()
+    prediction = batch.vector("prediction")
+    y_hat = batch.vector("y_hat", prediction.shape[-1], "prediction", fill=1.0)
+    divergence = _divergence(prediction, y_hat, eps)
+    losses = {
+        "loss_objective": -log_prob * batch.step("pi_hat"),
+        "loss_prediction": batch.hyper("prediction_coeff", prediction_coeff) * divergence,
+    }
+    return batch.reduced(reduction, losses, {"prediction_kl": divergence})
+
+
+def lpg_regularizer_loss(
+    td: TensorDictBase,
+    dist_class: DistClass = Categorical,
+    *,
+    policy_entropy_coeff: float | Tensor = 0.05,
+    prediction_entropy_coeff: float | Tensor = 0.001,
+    pi_hat_coeff: float | Tensor = 0.005,
+    y_hat_coeff: float | Tensor = 0.001,
+    reduction: str = "mean",
+) -> TensorDictBase:
+    """What keeps a learned rule in bounds: disorder in what the agents become, small targets.
+
+        loss_policy_entropy = -policy_entropy_coeff H(pi(.|s_t))
+        loss_prediction_entropy = -prediction_entropy_coeff H(y_t),    y = softmax(prediction)
+        loss_pi_hat = pi_hat_coeff pi_hat_t^2
+        loss_y_hat = y_hat_coeff sum_k y_hat_{t,k}^2
+
+    Defaults are GROOVE's; the paper's are 0.01, 0.001, 0.001, 0.001. Detaches nothing.
+
+    Args:
+        td: ``[*B, T]``, a training trajectory, as ``lpg_agent_loss`` reads it.
+        dist_class: callable from the policy's parameters to a distribution.
+        policy_entropy_coeff: beta_0; float or tensor, 0-d or ``[*B, T]``. An entry of the td wins.
+        prediction_entropy_coeff: beta_1; likewise.
+        pi_hat_coeff: beta_2; likewise.
+        y_hat_coeff: beta_3; likewise.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        The four losses, and detached ``entropy``, ``prediction_entropy``, ``pi_hat_square``,
+        ``y_hat_square``.
+
+    Raises:
+        ValueError: a key is missing, or a shape is wrong.
+        TypeError: an entry or a hyper-parameter has the wrong dtype.
+
+    Source: Oh et al. (2020), section 4; Jackson et al. (2023) for the defaults.
+    """
+    batch = Batch("lpg_regularizer_loss", td)
+    coeffs = (policy_entropy_coeff, prediction_entropy_coeff, pi_hat_coeff, y_hat_coeff)
+    policy_entropy = entropy(batch, make_distribution(batch, dist_class))
+    return batch.reduced(reduction, *_regularizers(batch, policy_entropy, coeffs))
+
+
+def lpg_meta_loss(
+    td: TensorDictBase,
+    dist_class: DistClass = Categorical,
+    *,
+    policy_entropy_coeff: float | Tensor = 0.05,
+    prediction_entropy_coeff: float | Tensor = 0.001,
+    pi_hat_coeff: float | Tensor = 0.005,
+    y_hat_coeff: float | Tensor = 0.001,
+    reduction: str = "mean",
+) -> TensorDictBase:
+    """What the meta-network of Learned Policy Gradient descends, over one td.
+
+        loss_objective = -log pi(a_t|s_t) A_t
+
+    and the four losses of ``lpg_regularizer_loss``. Where the policy gradient is taken on another
+    trajectory than the regularizers, as in meta-training, add ``policy_gradient_loss`` of the one
+    to ``lpg_regularizer_loss`` of the others: over one and the same td the sum is this. Defaults
+    are GROOVE's; the paper's are 0.01, 0.001, 0.001, 0.001. Detaches nothing; the advantage is used
+    as it is given.
+
+    Args:
+        td: ``[*B, T]`` with the policy's parameters (see ``distribution``), ``action``,
+            ``advantage``, ``pi_hat`` ``[*B, T]``, ``prediction`` ``[*B, T, m]`` (the logits of y)
+            and ``y_hat`` ``[*B, T, m]`` (probabilities); optionally ``mask`` and ``weight``.
+        dist_class: callable from the policy's parameters to a distribution.
+        policy_entropy_coeff: beta_0; float or tensor, 0-d or ``[*B, T]``. An entry of the td wins.
+        prediction_entropy_coeff: beta_1; likewise.
+        pi_hat_coeff: beta_2; likewise.
+        y_hat_coeff: beta_3; likewise.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        The five losses, and detached ``entropy``, ``prediction_entropy``, ``pi_hat_square``,
+        ``y_hat_square``.
+
+    Raises:
+        ValueError: a key is missing, or a shape is wrong.
+        TypeError: an entry or a hyper-parameter has the wrong dtype.
+
+    Source: Oh et al. (2020), section 4; Jackson et al. (2023) for the defaults.
+    """
+    batch = Batch("lpg_meta_loss", td)
+    coeffs = (policy_entropy_coeff, prediction_entropy_coeff, pi_hat_coeff, y_hat_coeff)
+    dist = make_distribution(batch, dist_class)
+    losses, metrics = _regularizers(batch, entropy(batch, dist), coeffs)
+    objective = -action_log_prob(batch, dist) * batch.step("advantage")
+    return batch.reduced(reduction, {"loss_objective": objective, **losses}, metrics)
+
+
+def _regularizers(
+    batch: Batch, policy_entropy: Tensor, coeffs: tuple[float | Tensor, ...]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    log_y = log_softmax(batch.vector("prediction"))
+    metrics = {
+        "entropy": policy_entropy,
+        "prediction_entropy": disorder(log_y),
+        "pi_hat_square": batch.step("pi_hat").square(),
+        "y_hat_square": batch.vector("y_hat", log_y.shape[-1], "prediction").square().sum(-1),
+    }
+    names = ("policy_entropy", "prediction_entropy", "pi_hat", "y_hat")
+    signs = (-1, -1, 1, 1)
+    losses = {
+        f"loss_{name}": sign * batch.hyper(f"{name}_coeff", coeff) * metric
+        for name, sign, coeff, metric in zip(names, signs, coeffs, metrics.values(), strict=True)
+    }
+    return losses, metrics
+
+
+def _divergence(prediction: Tensor, y_hat: Tensor, eps: float | Tensor) -> Tensor:
+    """KL(y || y_hat) with eps inside both logarithms, ``[*B]``."""
+    log_y = log_softmax(prediction)
+    y = log_y.exp()
+    if _is_zero(eps):
+        return (y * (log_y - y_hat.log())).sum(-1)
+    floor = eps.unsqueeze(-1) if isinstance(eps, Tensor) and eps.dim() else eps  # [*B, 1]
+    return (y * ((y + floor).log() - (y_hat + floor).log())).sum(-1)
+
+
+def _is_zero(eps: float | Tensor) -> bool:
+    """Whether eps is the number 0, so that no floor is needed; a tensor is not looked at."""
+    return not isinstance(eps, Tensor) and eps == 0

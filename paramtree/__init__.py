@@ -1,0 +1,79 @@
+"""Parameters, states and trajectories as named trees; models, losses and updates as pure functions.
+
+Every name is loaded when it is first used, so that ``import paramtree`` alone loads nothing, torch
+included. ``paramtree.losses`` is the top-level package ``losses`` by another road.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import losses as losses
+
+    from . import autodiff as autodiff
+    from . import checkpoint as checkpoint
+    from . import envs as envs
+    from . import meta as meta
+    from . import model as model
+    from . import nn as nn
+    from . import optim as optim
+    from . import rng as rng
+    from . import tree as tree
+    from .autodiff import check_grads as check_grads
+    from .autodiff import detach as detach
+    from .autodiff import grad as grad
+    from .autodiff import hvp as hvp
+    from .autodiff import value_and_grad as value_and_grad
+    from .autodiff import vmap as vmap
+    from .model import Model as Model
+    from .model import compose as compose
+    from .model import td_model as td_model
+    from .model import with_next as with_next
+
+__version__ = "0.1.0"
+
+_ROOMS = ("autodiff", "checkpoint", "envs", "meta", "model", "nn", "optim", "rng", "tree")
+_NAMES = {
+    "Model": "model",
+    "check_grads": "autodiff",
+    "compose": "model",
+    "detach": "autodiff",
+    "grad": "autodiff",
+    "hvp": "autodiff",
+    "td_model": "model",
+    "value_and_grad": "autodiff",
+    "vmap": "autodiff",
+    "with_next": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a room, or a name from the room that defines it, on first use (PEP 562)."""
+    if name == "losses":
+        return _losses()
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    if name in _NAMES:
+        return getattr(import_module(f".{_NAMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(["__version__", "losses", *_ROOMS, *_NAMES])
+
+
+def _losses() -> ModuleType:
+    """The package ``losses`` that was installed with this one, not another module of that name."""
+    found = import_module("losses")
+    path = Path(found.__file__ or next(iter(found.__path__), "nowhere"))
+    if path.name != "__init__.py" or path.parent.parent != Path(__file__).parent.parent:
+        raise ImportError(
+            f"paramtree.losses: Python finds another module named 'losses' first, {str(path)!r}, "
+            "and not the package that comes with paramtree; rename that one, or start Python where "
+            "it is not on the path",
+            name="losses",
+            path=str(path),
+        )
+    return found

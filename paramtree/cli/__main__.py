@@ -1,0 +1,8 @@
+"""``python -m paramtree.cli`` is the command ``paramtree``."""
+
+import sys
+
+from .command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Options of the commands, the presets that give their defaults, and the tuned constants of A2C.
+
+Nothing here loads torch, so that ``--help`` is quick. A preset is a whole set of options; an option
+that is given on the command line wins over it. What a run was started with is kept in its folder,
+as ``to_config`` gives it, and read back by ``from_config``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from tyro.conf import Positional, arg
+
+_Folder = Annotated[Path | None, arg(metavar="DIR")]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The recurrent network that is the rule."""
+
+    cell: Literal["lstm", "gru"] = "gru"
+    """Kind of recurrent cell."""
+    hidden: int = 256
+    """Its width."""
+    prediction_size: int = 8
+    """Size m of the agents' predictions."""
+    embedding: int = 16
+    """Width of the embedding of predictions."""
+    gamma_input: bool = False
+    """Whether the discount is among the inputs."""
+    activation: Literal["none", "relu"] = "relu"
+    """Function between the recurrent layer and the heads."""
+
+
+@dataclass(frozen=True)
+class Agents:
+    """The agents, which are tables, and how they learn."""
+
+    workers: int = 64
+    """Copies of its world in which each agent acts."""
+    lifetime: int | None = None
+    """Updates in a life; None for what is usual on these levels."""
+    actor_rate: float = 40.0
+    """Learning rate of the policy."""
+    prediction_rate: float = 4.0
+    """Learning rate of the prediction."""
+    clip: float = 0.5
+    """Norm at which the gradient of each table is clipped."""
+    prediction_coeff: float = 0.5
+    """Weight of the predictions' divergence from their targets."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the rule is trained for, and how."""
+
+    meta_rate: float = 1e-4
+    """Learning rate of the rule, for Adam."""
+    meta_clip: float | None = None
+    """Norm at which its gradient is clipped; None for no clipping."""
+    gamma: float = 0.99
+    """Discount of the returns that the rule is to raise."""
+    lmbda: float = 0.95
+    """Decay of the trace in their advantages."""
+    critic_rate: float = 4.0
+    """Learning rate of the values from which the advantages come."""
+    policy_entropy_coeff: float = 0.05
+    """Weight of the policies' entropy."""
+    prediction_entropy_coeff: float = 0.001
+    """Weight of the predictions' entropy."""
+    pi_hat_coeff: float = 0.005
+    """Weight of the square of the policies' targets."""
+    y_hat_coeff: float = 0.001
+    """Weight of the square of the predictions' targets."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What happens after the last step: agents that learn from scratch, on levels held out."""
+
+    evaluate: int = 0
+    """Number of held-out levels; 0 for no evaluation."""
+    evaluate_on: str | None = None
+    """Name of their distribution; None for the first one of --levels."""
+    evaluate_updates: int | None = None
+    """Updates of each agent; None for a lifetime."""
+
+
+@dataclass(frozen=True)
+class LpgOptions:
+    """Meta-train a learned policy gradient: one recurrent network writes all agents' updates."""
+
+    preset: Literal["demo", "groove", "paper"] = "groove"
+    """Where the defaults of the other options come from."""
+    levels: tuple[str, ...] = ("all",)
+    """Distributions over levels, by name; the tasks are divided among them."""
+    tasks: int = 512
+    """Agents that live side by side."""
+    steps: int = 30_000
+    """Meta-steps; with --resume a larger number goes on with a finished run."""
+    updates: int = 5
+    """Updates of each agent in a meta-step."""
+    length: int = 20
+    """Steps of its world between two of them."""
+    chunk: int | None = 8
+    """Tasks that are worked on at once, for less memory; None for all of a distribution."""
+    seed: int = 0
+    """Seed of everything random."""
+    out: _Folder = None
+    """Folder of a new run; None for runs/PRESET."""
+    resume: _Folder = None
+    """Folder of the run to go on with, under the options that it was started with."""
+    fresh: bool = False
+    """Whether a run that --out holds is removed first."""
+    checkpoint_every: float = 30.0
+    """Seconds between checkpoints; 0 for one after each step."""
+    threads: int | None = None
+    """Threads of each operation; None for one a processor. The same number gives the same bits."""
+    device: str = "cpu"
+    """Where the work is done: cpu, cuda, cuda:1."""
+    network: Network = Network()
+    agents: Agents = Agents()
+    objective: Objective = Objective()
+    evaluation: Evaluation = Evaluation()
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Train fresh agents with a saved rule on held-out levels, and others with A2C beside them."""
+
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """Folder of a run, or one of its checkpoints."""
+    levels: str = "small"
+    """Distribution over levels, by name."""
+    count: int = 128
+    """Number of levels."""
+    updates: int | None = None
+    """Updates of each agent; None for a lifetime on these levels."""
+    workers: int | None = None
+    """Copies of its world in which each agent acts; None for the number in the rule's training."""
+    seed: int = 0
+    """Seed of the levels and of everything else."""
+    out: _Folder = None
+    """Folder for summary.json and curve.png; None for the table alone."""
+    threads: int | None = None
+    """Threads of each operation; None for one a processor."""
+    device: str = "cpu"
+    """Where the work is done: cpu, cuda, cuda:1."""
+
+
+class A2CConstants(NamedTuple):
+    """Hyper-parameters of A2C, as an opponent that does its best."""
+
+    gamma: float
+    lmbda: float
+    actor_rate: float
+    critic_rate: float
+    clip: float
+    entropy_coeff: float
+
+
+# ------------------------------------------------------------------------------- the numbers
+
+# groove: Jackson et al. (2023), "Discovering general reinforcement learning algorithms with
+# adversarial environment design", and its authors' code, which has its 512 tasks in 16 minibatches.
+# All of them make one step here, so that --chunk is a matter of memory and time alone.
+# paper: Oh et al. (2020), "Discovering reinforcement learning algorithms". The sizes, gamma
+# and the regularizers are as reproductions give them; 960 tasks is from memory; the rates are the
+# middle of what its bandit chooses from, and the number of steps and lambda are GROOVE's.
+# demo: a few minutes on two cores.
+PRESETS: dict[str, LpgOptions] = {
+    "demo": LpgOptions(
+        preset="demo",
+        levels=("small",),
+        tasks=64,
+        steps=300,
+        chunk=None,
+        network=Network(hidden=64),
+        agents=Agents(workers=16),
+        objective=Objective(meta_rate=1e-3, meta_clip=1.0),
+        evaluation=Evaluation(evaluate=128, evaluate_updates=250),
+    ),
+    "groove": LpgOptions(),
+    "paper": LpgOptions(
+        preset="paper",
+        levels=("dense", "sparse", "long", "longer", "long_dense"),
+        tasks=960,
+        network=Network(cell="lstm", prediction_size=30, gamma_input=True, activation="none"),
+        objective=Objective(
+            gamma=0.995,
+            policy_entropy_coeff=0.01,
+            prediction_entropy_coeff=0.001,
+            pi_hat_coeff=0.001,
+            y_hat_coeff=0.001,
+        ),
+    ),
+}
+
+# Chosen on 64 "small" levels that neither training nor evaluation see, by the reward of the last
+# fifth of 250 updates.
+A2C = A2CConstants(
+    gamma=0.85, lmbda=1.0, actor_rate=40.0, critic_rate=4.0, clip=0.5, entropy_coeff=0.01
+)
+
+_NOT_KEPT = ("out", "resume", "fresh")  # where a run lies is no part of what it is
+FREE_ON_RESUME = ("steps", "checkpoint_every")  # these don't change a step
+
+
+# ------------------------------------------------------------------- options as plain data
+
+
+def flat(options: Any) -> dict[str, Any]:
+    """Options of all groups by the names that the command line has for them.
+
+    Args:
+        options: an instance of one of the classes above.
+
+    Returns:
+        ``{"--meta-rate": 1e-4, ...}``.
+    """
+    found: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        found |= flat(value) if is_dataclass(value) else {as_flag(field.name): value}
+    return found
+
+
+def as_flag(name: str) -> str:
+    """``meta_rate`` as ``--meta-rate``."""
+    return "--" + name.replace("_", "-")
+
+
+def to_config(options: LpgOptions) -> dict[str, Any]:
+    """Options as what JSON knows, but for where the run lies.
+
+    Args:
+        options: the options.
+
+    Returns:
+        ``{"preset": ..., "network": {"cell": ...}, ...}``.
+    """
+    config = asdict(options)
+    kept = {name: value for name, value in config.items() if name not in _NOT_KEPT}
+    return {**kept, "levels": list(options.levels)}
+
+
+def from_config(config: Any) -> LpgOptions:
+    """Options that ``to_config`` made plain.
+
+    Args:
+        config: what it gave.
+
+    Returns:
+        The options, with ``out`` and ``resume`` None.
+
+    Raises:
+        ValueError: a name is missing, or one is not known.
+    """
+    options = _filled(LpgOptions, config, _NOT_KEPT)
+    return LpgOptions(**{**options, "levels": tuple(options["levels"])})
+
+
+def _filled(kind: type, config: Any, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(config, Mapping):
+        raise ValueError(f"the options hold {config!r}, expected {kind.__name__.lower()}")
+    wanted = [field for field in fields(kind) if field.name not in optional]
+    differ = {field.name for field in wanted} ^ set(config)
+    if differ:
+        names = ", ".join(sorted(as_flag(name) for name in differ))
+        raise ValueError(f"its options are not those of this version of paramtree: {names}")
+    return {
+        field.name: field.type(**_filled(field.type, config[field.name]))
+        if isinstance(field.type, type) and is_dataclass(field.type)
+        else config[field.name]
+        for field in wanted
+    }

@@ -1,0 +1,267 @@
+# pyright: reportArgumentType=false, reportCallIssue=false
+import pytest
+import torch
+from torch.func import grad, vmap
+from torch.testing import assert_close
+
+from losses import (
+    lpg_agent_loss,
+    lpg_meta_loss,
+    lpg_regularizer_loss,
+    policy_gradient_loss,
+    total,
+)
+from tests.oracles import returns_numpy as oracle
+
+REDUCERS = [lpg_agent_loss, lpg_meta_loss, lpg_regularizer_loss]
+COEFFS = {
+    "policy_entropy_coeff": 0.3,
+    "prediction_entropy_coeff": 0.2,
+    "pi_hat_coeff": 0.4,
+    "y_hat_coeff": 0.6,
+}
+
+
+@pytest.fixture
+def learned(trajectory):
+    """A trajectory with a learned rule's targets, and an advantage."""
+
+    def make(*batch, **shape):
+        td = trajectory(*batch, **shape)
+        return td.set("advantage", td["state_value"].sin())
+
+    return make
+
+
+def hyper_of(reducer):
+    return {"prediction_coeff": 0.5, "eps": 0.05} if reducer is lpg_agent_loss else COEFFS
+
+
+def agent_terms(td, coeff, eps):
+    n = td.numel()
+    flat = [
+        td[key].reshape(n, -1).squeeze(-1).numpy()
+        for key in ("logits", "action", "pi_hat", "prediction", "y_hat")
+    ]
+    parts = oracle.lpg_terms(*flat, coeff, eps)
+    return [torch.tensor(x).reshape(td.batch_size) for x in parts]
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("eps", [0.0, 1e-8, 0.1])
+def test_agent_loss_is_its_equations(learned, batch, reduction, eps):
+    td = learned(*batch)
+    out = lpg_agent_loss(td, prediction_coeff=0.7, eps=eps, reduction=reduction)
+    objective, prediction = agent_terms(td, 0.7, eps)
+    reduce = {"mean": torch.mean, "sum": torch.sum, "none": lambda x: x}[reduction]
+    assert_close(out["loss_objective"], reduce(objective))
+    assert_close(out["loss_prediction"], reduce(prediction))
+    divergence = prediction / 0.7
+    assert_close(out["prediction_kl"], divergence if reduction == "none" else divergence.mean())
+    added = {"loss_objective", "loss_prediction", "prediction_kl"}
+    assert set(out.keys()) == ({*td.keys(), *added} if reduction == "none" else added)
+    assert out.is_locked
+
+
+def test_a_positive_pi_hat_makes_the_action_more_likely(learned):
+    td = learned(4).set("pi_hat", torch.ones(4, 6, dtype=torch.float64))
+    slope = grad(lambda x: total(lpg_agent_loss(td.copy().set("logits", x))))(td["logits"])
+    assert (slope.gather(-1, td["action"].unsqueeze(-1)) < 0).all()
+
+
+def test_prediction_descends_to_its_target(learned):
+    td = learned(4)
+    td["y_hat"] = td["prediction"].softmax(-1)
+    out = lpg_agent_loss(td)
+    assert_close(out["loss_prediction"], torch.tensor(0.0).double(), atol=1e-12, rtol=0)
+    td["prediction"] = td["y_hat"].log() + 3  # logits are known up to a constant
+    assert_close(lpg_agent_loss(td)["prediction_kl"], torch.tensor(0.0).double())
+
+
+def test_meta_loss_is_its_equations(learned):
+    td = learned(4)
+    out = lpg_meta_loss(td, **COEFFS)
+    log_pi, log_y = td["logits"].log_softmax(-1), td["prediction"].log_softmax(-1)
+    chosen = log_pi.gather(-1, td["action"].unsqueeze(-1)).squeeze(-1)
+    policy_entropy = -(log_pi.exp() * log_pi).sum(-1).mean()
+    prediction_entropy = -(log_y.exp() * log_y).sum(-1).mean()
+    pi_hat, y_hat = td["pi_hat"].square().mean(), td["y_hat"].square().sum(-1).mean()
+    expected = {
+        "loss_objective": -(chosen * td["advantage"]).mean(),
+        "loss_policy_entropy": -0.3 * policy_entropy,
+        "loss_prediction_entropy": -0.2 * prediction_entropy,
+        "loss_pi_hat": 0.4 * pi_hat,
+        "loss_y_hat": 0.6 * y_hat,
+        "entropy": policy_entropy,
+        "prediction_entropy": prediction_entropy,
+        "pi_hat_square": pi_hat,
+        "y_hat_square": y_hat,
+    }
+    assert set(out.keys()) == set(expected)
+    for name, value in expected.items():
+        assert_close(out[name], value)
+
+
+def test_meta_loss_is_the_sum_of_its_parts(learned):
+    td = learned(4)
+    parts = total(policy_gradient_loss(td)) + total(lpg_regularizer_loss(td, **COEFFS))
+    assert_close(total(lpg_meta_loss(td, **COEFFS)), parts)
+    alone = td.exclude("advantage", "action", "next")  # a regularizer needs no more
+    for name in lpg_regularizer_loss(alone).keys():
+        assert_close(lpg_regularizer_loss(alone)[name], lpg_meta_loss(td)[name])
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+@pytest.mark.parametrize("where", ["keyword", "entry"])
+def test_gradients_of_hyper_parameters(learned, central, variant, reducer, where):
+    td = learned(3)
+    names = list(hyper_of(reducer))
+
+    def f(h):
+        hyper = {name: h[i] for i, name in enumerate(names)}
+        if where == "keyword":
+            return total(reducer(td, **hyper)).sin()
+        entries = {k: x.expand(3, 6) for k, x in hyper.items()}
+        return total(reducer(td.copy().update(entries))).sin()
+
+    h = torch.tensor(list(hyper_of(reducer).values()), dtype=torch.float64)
+    found = variant(grad(f))(h)
+    assert_close(found, central(f, h), rtol=1e-6, atol=1e-8)
+    assert (found.abs() > 1e-6).all()
+    assert_close(grad(lambda x: grad(f)(x).sum())(h), central(lambda x: grad(f)(x).sum(), h))
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_nothing_is_detached(learned, central, reducer):
+    td = learned(2, steps=3)
+    keys = ["logits", "prediction", "pi_hat", "y_hat"]
+    keys += ["advantage"] if reducer is lpg_meta_loss else []
+    for key in keys:
+
+        def f(x, key=key):
+            return total(reducer(td.copy().set(key, x), **hyper_of(reducer)))
+
+        if reducer is lpg_regularizer_loss or key != "logits":
+            assert grad(f)(td[key]).abs().sum() > 0
+        assert_close(grad(f)(td[key]), central(f, td[key]), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+def test_extreme_predictions_leave_no_nan(learned, eps):
+    td = learned(2)
+    td["prediction"] = 400 * td["prediction"]
+    td["logits"] = 400 * td["logits"]
+
+    def f(x, y):
+        return total(lpg_agent_loss(td.copy().update({"prediction": x, "logits": y}), eps=eps))
+
+    found = grad(f, (0, 1))(td["prediction"], td["logits"])
+    assert all(g.isfinite().all() for g in found)
+    slope = grad(lambda x: total(lpg_regularizer_loss(td.copy().set("prediction", x))))
+    assert slope(td["prediction"]).isfinite().all()
+
+
+def test_trailing_axes_of_one(learned):
+    td = learned(6)
+    for reducer in REDUCERS:
+        expected = reducer(td)
+        for key in ("pi_hat", "action", "advantage"):
+            mixed = reducer(td.copy().set(key, td[key].unsqueeze(-1)))
+            for name in expected.keys():
+                assert_close(mixed[name], expected[name])
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+@pytest.mark.parametrize("eps", [0.0, 0.1, torch.tensor(0.1).double()], ids=str)
+def test_what_stands_at_masked_steps_is_without_influence(learned, reducer, eps):
+    td = learned(3)
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    mask[0, 3:], mask[2] = False, False
+    td["mask"] = mask
+    spoiled = td.clone()
+    for key in ("logits", "pi_hat", "prediction", "y_hat", "advantage"):
+        keep = mask.reshape(3, 6, *(1,) * (td[key].dim() - 2))
+        spoiled[key] = torch.where(keep, td[key], torch.nan)
+    hyper = {"eps": eps} if reducer is lpg_agent_loss else {}
+    expected = total(reducer(td, **hyper))
+    unmasked = reducer(td.exclude("mask"), reduction="none", **hyper)
+    assert_close(expected, total(unmasked)[mask].mean())
+
+    def f(x, y, scale):
+        parts = {"logits": x, "y_hat": y}
+        hyper_ = {name: scale * h for name, h in hyper.items()}
+        return total(reducer(spoiled.clone().update(parts), **hyper_))
+
+    args = spoiled["logits"], spoiled["y_hat"], torch.tensor(1.0).double()
+    assert_close(f(*args), expected)
+    for gradient in grad(f, (0, 1, 2))(*args):
+        assert gradient.isfinite().all()
+    assert grad(grad(f, 2), 2)(*args).isfinite()
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_mapped_and_compiled(learned, reducer):
+    many = learned(3, 2)
+    out = vmap(reducer)(many)
+    for i in range(3):
+        assert_close(total(out[i]), total(reducer(many[i])))
+    torch.compiler.reset()
+    aot = torch.compile(reducer, fullgraph=True, backend="aot_eager")
+    assert_close(total(aot(many)), total(reducer(many)))
+
+
+@pytest.mark.parametrize(
+    ("change", "hyper", "error", "text"),
+    [
+        (lambda td: td.exclude("pi_hat"), {}, ValueError, r"td has no 'pi_hat' \(nearest: y_hat"),
+        (lambda td: td.exclude("prediction"), {}, ValueError, "td has no 'prediction'"),
+        (
+            lambda td: td.set("y_hat", torch.zeros(3, 6, 5)),
+            {},
+            ValueError,
+            r"y_hat has shape \(3, 6, 5\), expected \[3, 6, 4\] \(from prediction\)",
+        ),
+        (
+            lambda td: td.set("prediction", torch.zeros(3, 6)),
+            {},
+            ValueError,
+            r"prediction has shape \(3, 6\), expected \[3, 6, m\] \(the td's batch size\)",
+        ),
+        (
+            lambda td: td.set("prediction", torch.zeros(3, 6, 4).long()),
+            {},
+            TypeError,
+            "prediction has dtype int64",
+        ),
+        (
+            lambda td: td.set("pi_hat", torch.zeros(3, 6, 4)),
+            {},
+            ValueError,
+            r"pi_hat has shape \(3, 6, 4\), expected \[3, 6\] or \[3, 6, 1\]",
+        ),
+        (lambda td: td, {"eps": -1e-3}, ValueError, "eps is -0.001, expected at least 0"),
+        (lambda td: td, {"eps": None}, ValueError, "eps is neither given nor an entry"),
+        (lambda td: td, {"reduction": None}, ValueError, "reduction is None, expected one of"),
+    ],
+)
+def test_bad_input(learned, change, hyper, error, text):
+    with pytest.raises(error, match=f"^lpg_agent_loss: .*{text}") as caught:
+        lpg_agent_loss(change(learned(3)), **hyper)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_meta_loss_needs_all_its_keys(learned):
+    for key in ("advantage", "pi_hat", "y_hat", "prediction", "logits", "action"):
+        with pytest.raises(ValueError, match=f"^lpg_meta_loss: the td has no '{key}'"):
+            lpg_meta_loss(learned(3).exclude(key))
+
+
+def test_input_is_not_changed(learned, untouched):
+    td, locked = learned(3), learned(3).lock_()
+    with untouched(td, locked):
+        for reducer in REDUCERS:
+            for reduction in ("mean", "sum", "none"):
+                reducer(td, reduction=reduction)
+                reducer(locked, reduction=reduction)
+    assert not td.is_locked
