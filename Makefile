@@ -27,8 +27,7 @@ JAX_MODULES := jax jaxlib optax rlax flax
 	@.ci/venv .venv-jax "$(JAX_MODULES)" .ci/jax.txt -- -r .ci/jax.txt
 
 demo: .venv
-	rm -rf runs/demo
-	$(BIN)/python -m paramtree.cli lpg --preset demo --out runs/demo
+	$(BIN)/paramtree lpg --preset demo --out runs/demo --fresh
 
 test: .venv
 	$(BIN)/python -m pytest -m "not slow"
@@ -49,5 +48,5 @@ bench: .venv
 notebooks: .venv
 	@status=0; for file in notebooks/*.ipynb; do \
 	    [ -e "$$file" ] || { echo "no notebooks yet"; break; }; \
-	    $(BIN)/python -m nbclient.cli "$$file" || { echo "$$file failed" >&2; status=1; }; \
+	    $(BIN)/jupyter-execute "$$file" || { echo "$$file failed" >&2; status=1; }; \
 	done; exit $$status

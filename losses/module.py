@@ -55,8 +55,9 @@ class LossModule(torch.nn.Module):
 
     def hyper(self) -> dict[str, Any]:
         """The hyper-parameters as they stand: what was assigned last, else what was given."""
-        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        known = {**self.fixed, **vars(self), **tensors}
+        parameters = self.named_parameters(remove_duplicate=False)
+        buffers = self.named_buffers(remove_duplicate=False)
+        known = {**self.fixed, **vars(self), **dict(parameters), **dict(buffers)}
         return {name: known[name] for name in self.names if name in known}
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:

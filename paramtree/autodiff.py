@@ -170,9 +170,9 @@ def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
             any([x.requires_grad for x in leaves]) or _reaches_out([value, *aux], call)
         )
         if value.requires_grad and inputs:
-            grads = torch.autograd.grad(
-                value, inputs, create_graph=keep, allow_unused=True, materialize_grads=True
-            )
+            slopes = torch.autograd.grad(value, inputs, create_graph=keep, allow_unused=True)
+            pairs = zip(slopes, leaves, strict=True)
+            grads = tuple([torch.zeros_like(x) if g is None else g for g, x in pairs])
         else:
             grads = tuple([torch.zeros_like(x) for x in leaves])
     call.over = True

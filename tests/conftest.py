@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the tensors are small: more threads only get into each other's way
 
 LPG_GOLDEN = Path(__file__).parent / "data" / "groove_lpg_golden.npz"
 

@@ -31,7 +31,7 @@ def run(options: EvalOptions) -> None:
         Stopped: the user asked for an end.
     """
     began, console = time.monotonic(), Console()
-    set_up(options.threads or 1, options.device)
+    set_up(1 if options.threads is None else options.threads, options.device)
     if options.out is not None:
         require_no_results(options.out)
     trained, params = saved_rule(options.checkpoint, options.device)

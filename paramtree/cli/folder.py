@@ -266,9 +266,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     rows = []
     with contextlib.suppress(FileNotFoundError, ValueError):
         with open(folder / METRICS, "rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    rows.append(json.loads(line))
+            rows.extend(json.loads(line) for line in file)
     return rows
 
 

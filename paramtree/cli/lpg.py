@@ -115,7 +115,7 @@ def build(options: LpgOptions) -> "Training":
     """
     with refusing():
         from . import run, training
-    run.set_up(options.threads or 1, options.device)
+    run.set_up(1 if options.threads is None else options.threads, options.device)
     with refusing():
         found = training.make_training(options)
         if options.evaluation.evaluate:

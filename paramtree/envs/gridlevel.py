@@ -107,8 +107,9 @@ def from_bits(bits: Tensor, k: int) -> Tensor:
 
 def readable(*tensors: Tensor) -> bool:
     """Whether values can be looked at: not while compiling, nor under a transform of torch.func."""
-    wrapped = [is_functorch_wrapped_tensor(tensor) for tensor in tensors]
-    return not torch.compiler.is_compiling() and not any(wrapped)
+    if torch.compiler.is_compiling():
+        return False
+    return not any([is_functorch_wrapped_tensor(tensor) for tensor in tensors])
 
 
 def _tables(level: dict[str, Any], exists: Tensor) -> TensorDict:

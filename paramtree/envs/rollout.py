@@ -22,8 +22,6 @@ from ..model import Model
 from ..tree import entries, lock, new
 from .base import Env
 
-_MARGIN = 1.0 - 2.0**-22  # keeps u below 1 after rounding, so that no action of chance 0 is taken
-
 
 def rollout(
     env: Env,
@@ -113,11 +111,11 @@ def _sampler(
 ) -> Callable[[dict[str, Any], int], Tensor]:
     """Function of a step's outputs and its number that gives the actions."""
     if _takes_logits(dist_class, written):
-        uniforms = (rng.uniform(key, shape) * _MARGIN).unbind(depth)
+        uniforms = rng.uniform(key, shape).unbind(depth)
         return lambda out, t: _inverse_cdf(out["logits"], uniforms[t])
     dist = _distribution(dist_class, written)
     if isinstance(dist, Categorical):
-        uniforms = (rng.uniform(key, shape) * _MARGIN).unbind(depth)
+        uniforms = rng.uniform(key, shape).unbind(depth)
         return lambda out, t: _inverse_cdf(_distribution(dist_class, out).logits, uniforms[t])
     base = _normal(dist)
     event = base.loc.shape[len(shape) - 1 :]
@@ -136,7 +134,10 @@ def _takes_logits(dist_class: Callable[..., Distribution], out: dict[str, Any]) 
 
 
 def _inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Number of actions whose cumulative chance is at most u."""
+    """Number of actions whose cumulative chance is at most u times their sum.
+
+    Since u < 1, that stays below the sum after rounding too: a last action of chance 0 is safe.
+    """
     cumulative = logits.softmax(-1).cumsum(-1)
     threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
     return (cumulative[..., :-1] <= threshold).sum(-1)

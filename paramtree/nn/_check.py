@@ -93,9 +93,14 @@ def shape(layer: str, name: str, x: Tensor, wanted: tuple[int, ...], source: str
 def same_dtype(layer: str, name: str, x: Tensor, dtype: torch.dtype) -> None:
     """Refuses a tensor that would be promoted or not fit; autocast may mix floats."""
     if x.dtype != dtype:
-        mixed = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
-        if not mixed:
+        if not (x.is_floating_point() and autocasts(x)):
             raise TypeError(f"{layer}: {name} has dtype {x.dtype}, expected {dtype} as the params")
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Tells whether autocast is on for a tensor's device."""
+    kind = tensor.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def values(tensor: Tensor) -> Tensor | None:

@@ -239,5 +239,5 @@ def _inputs(
         else:
             _check.shape(layer, name, value, wanted, f"*batch of x, and {made}")
             _check.same_dtype(layer, name, value, dtype)
-        carry.append(value)
-    return x, reset, carry
+        carry.append(value.to(dtype))
+    return x.to(dtype), reset, carry

@@ -22,7 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import maybe_current_level
 from torch.autograd import Function
+
+from . import _check
 
 _NARROW = 16  # inputs; a product with so few columns is slower than its transpose
 _N_WEIGHTS = 4
@@ -62,9 +65,21 @@ def unroll(
     Returns:
         out [V, T, N, H] and the final carries but the first (which is the last output), [V, N, H].
     """
+    if _check.autocasts(x):  # the kernels write into buffers of one dtype
+        with torch.autocast(x.device.type, enabled=False):
+            return unroll(cell, x, reset, weights, carry, reverse)
     if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
         return cell.loop(x, reset, *weights, *carry, reverse=reverse)
+    if _is_final((x, *weights, *carry)):
+        return cell.forward(x, reset, *weights, *carry, reverse=reverse)[: cell.carries]
     return _Unroll.apply(cell, reverse, x, reset, *weights, *carry)[: cell.carries]
+
+
+def _is_final(tensors: Sequence[Tensor]) -> bool:
+    """Whether nothing is to be differentiated or mapped: then the kernel alone will do."""
+    if maybe_current_level() is not None:
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
 
 class _Unroll(Function):

@@ -144,7 +144,7 @@ def truncated_normal(
 
         z = Φ⁻¹(Φ(low) + u (Φ(high) - Φ(low))),  mirrored where low + high > 0
 
-    since Φ keeps its relative precision in the lower tail only.
+    since only in its lower tail Φ keeps its relative precision.
 
     Args:
         key: int64 [*batch, 2].
@@ -174,8 +174,8 @@ def truncated_normal(
     low = torch.as_tensor(low, dtype=double, device=key.device)
     high = torch.as_tensor(high, dtype=double, device=key.device)
     mirrored = low + high > 0
-    below = torch.special.ndtr(torch.where(mirrored, -high, low))
-    above = torch.special.ndtr(torch.where(mirrored, -low, high))
+    below = _below(torch.where(mirrored, -high, low))
+    above = _below(torch.where(mirrored, -low, high))
     z = torch.special.ndtri(below + _unit(key, shape, double) * (above - below))
     z = torch.clamp(torch.where(mirrored, -z, z), low, high)
     return _affine(z.to(dtype), mean, std)
@@ -345,6 +345,11 @@ def _affine(z: Tensor, mean: float | Tensor, std: float | Tensor) -> Tensor:
     """Mean + std z, less the work that the standard ones need not."""
     z = z if isinstance(std, float) and std == 1.0 else z * std
     return z if isinstance(mean, float) and mean == 0.0 else z + mean
+
+
+def _below(z: Tensor) -> Tensor:
+    """Φ, with its relative precision kept in the lower tail (torch.special.ndtr loses it)."""
+    return 0.5 * torch.erfc(-(0.5**0.5) * z)
 
 
 def _check_shape(function: str, key: Tensor, shape: Sequence[int]) -> tuple[int, ...]:

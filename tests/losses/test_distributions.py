@@ -83,6 +83,17 @@ def test_an_action_is_an_index_or_one_hot(dtype):
     assert_close(found(logits, hot), found(logits, index))
 
 
+def test_a_one_hot_action_at_a_masked_step_may_be_empty():
+    logits, index = draw(4, 3), torch.tensor([0, 1, 2, 0])
+    hot = torch.nn.functional.one_hot(index, 3)
+    hot[3] = 0
+    mask = torch.tensor([True, True, True, False])
+    td = policy_td({"logits": logits, "mask": mask}, hot, 4)
+    assert_close(objective(td), objective(policy_td({"logits": logits}, index, 4)[:3]))
+    with pytest.raises(ValueError, match="not each row holds a single 1"):
+        objective(td.exclude("mask"))
+
+
 def test_one_action_is_certain_either_way():
     logits = draw(4, 1)
     for action in (torch.zeros(4, 1), torch.zeros(4, 1).long(), torch.zeros(4).long()):

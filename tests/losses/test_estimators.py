@@ -111,6 +111,11 @@ def test_normalized_advantages(trajectory):
     expected = (raw - raw.mean()) / (raw.std(correction=0) + 1e-8)
     assert_close(out["advantage"], expected)
     assert_close(out["value_target"], plain["value_target"])
+    wide = add_advantage(td, 0.9, 0.8, normalize=True, eps=0.5)["advantage"]
+    assert_close(wide, (raw - raw.mean()) / (raw.std(correction=0) + 0.5))
+    td["mask"] = mask = torch.arange(6).expand(4, 6) < 4
+    raw, out = (add_advantage(td, 0.9, 0.8, normalize=n)["advantage"][mask] for n in (False, True))
+    assert_close(out, (raw - raw.mean()) / (raw.std(correction=0) + 1e-8))
 
 
 def test_equal_advantages_normalize_to_zero_with_finite_gradients(trajectory):

@@ -94,6 +94,13 @@ def test_a_hyper_parameter_can_become_a_buffer(trajectory):
     assert set(module.state_dict()) == {"gamma", "critic_coeff"}
 
 
+def test_one_tensor_may_be_two_hyper_parameters(trajectory):
+    td, rate = trajectory(3), torch.tensor(0.9, dtype=torch.float64)
+    for shared in (nn.Parameter(rate), rate):
+        module = as_module(a2c_loss, gamma=shared, lmbda=shared)
+        assert_close(total(module(td)), total(a2c_loss(td, gamma=0.9, lmbda=0.9)))
+
+
 def test_in_a_sequence(trajectory):
     td = add_advantage(trajectory(3), 0.9, 0.8)
 

@@ -1,10 +1,12 @@
 """Words to options, and what happens to exit statuses."""
 
+import importlib.util
 import subprocess
 import sys
 
 import pytest
 
+from paramtree import cli
 from paramtree.cli import main
 from paramtree.cli.command import parse
 from paramtree.cli.options import PRESETS, flat, from_config, to_config
@@ -82,3 +84,11 @@ def test_a_word_that_cant_be_read_ends_with_status_2(words, capsys):
         main(words.split())
     assert end.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_without_the_extra_it_is_named(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "tyro" else find(name))
+    assert main(["--help"]) == 2
+    wanted = "paramtree: the command needs tyro: pip install 'paramtree[cli]'\n"
+    assert capsys.readouterr() == ("", wanted)

@@ -163,12 +163,13 @@ def test_actions_have_the_policys_chances(small):
     assert pairs.abs().max() < 4.5 / 5000**0.5  # steps draw independently
 
 
-def test_a_last_action_of_chance_zero_is_never_taken(small, monkeypatch):
+@pytest.mark.parametrize(("uniform", "never"), [(0.0, [0, 1]), (1 - 2.0**-24, [3, 4])])
+def test_first_and_last_actions_of_chance_zero_are_never_taken(small, monkeypatch, uniform, never):
     dist, level, _, _ = small
     state = begin(dist, level, 20_000)
-    monkeypatch.setattr("paramtree.rng.uniform", lambda _, shape: torch.full(shape, 1 - 2.0**-24))
+    monkeypatch.setattr("paramtree.rng.uniform", lambda _, shape: torch.full(shape, uniform))
     logits = rng.normal(rng.key(0), (20_000, 5), std=2.0)
-    logits[:, -2:] = -torch.inf
+    logits[:, never] = -torch.inf
     model = policy(lambda p, x: {"logits": logits})
     _, _, td = rollout(dist.env, model, NOTHING, NOTHING, level, state, rng.key(0), 1)
     assert (td["action"] == 2).all()
@@ -245,6 +246,8 @@ def test_continuous_actions_of_an_environment_of_ones_own():
     flat = z.flatten(1)  # steps and entries draw independently
     assert z.mean().abs() < 4 / 72_000**0.5 and (z.std() - 1).abs() < 4 / 144_000**0.5
     assert (torch.corrcoef(flat.mT) - torch.eye(18)).abs().max() < 4.5 / 4000**0.5
+    push: Any = td["next", "observation", "position"] - td["observation", "position"] - td["action"]
+    assert torch.corrcoef(torch.stack([push.flatten(), z.flatten()]))[0, 1].abs() < 4 / 72_000**0.5
     expected = Normal(td["loc"], td["scale"]).log_prob(td["action"]).sum(-1)
     assert torch.allclose(td["action_log_prob"], expected)
     with pytest.raises(ValueError, match=r"shape \(4000, 9, 2\), expected \(4000, 9\)"):
@@ -275,6 +278,7 @@ def test_recurrent_entries_go_on_to_the_next_step_and_rollout(small):
     assert torch.equal(td["count"][time > 0], time[time > 0])
     assert torch.equal(td["count"][:, 1:][time[:, 1:] == 0], time[:, :-1][time[:, 1:] == 0] + 1)
     assert torch.equal(more["next", "count"][:, -1], after["recurrent", "count"])
+    assert more["next", "done"].any() and not more["next", "is_init"].any()
 
 
 def test_buffers_are_threaded_through(small):

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -194,8 +195,8 @@ def test_forward_mode(kind):
 
     inputs = (x, *[params[name] for name in NAMES])
     tangents = tuple(draw(*value.shape, seed=i) for i, value in enumerate(inputs))
-    out, pushed = jvp(fn, inputs, tangents)
-    same, pull = vjp(fn, *inputs)
+    out, pushed = jvp(fn, inputs, tangents)[:2]
+    same, pull = vjp(fn, *inputs)[:2]
     close(list(out), list(same))
     cotangents = tuple(draw(*value.shape, seed=20 + i) for i, value in enumerate(out))
     left = sum((a * b).sum() for a, b in zip(pushed, cotangents, strict=True))
@@ -225,42 +226,30 @@ def test_backward_can_run_twice_and_on_parts(kind):
 
 
 def arguments(kind, mapped, count=2):
-    """Weights, x, carry and reset, those in `mapped` stacked, with in_dims for them."""
+    """A function of weights, x, carry and reset; these, stacked where `mapped`; in_dims; rows."""
     layer, _, buffers, _ = case(kind)
-    rows = [case(kind, seed=10 * i) for i in range(count)]
-    given, dims = [], []
-    for name in ("weights", "x", "carry", "reset"):
-        parts = [
-            {
-                "weights": [params[n] for n in NAMES],
-                "x": whole[0],
-                "carry": list(whole[2:]),
-                "reset": whole[1],
-            }[name]
-            for _, params, _, whole in rows
-        ]
-        axis = 1 if name in ("x", "reset") else 0
-        if name not in mapped:
-            given.append(parts[0])
-        elif isinstance(parts[0], list):
-            given.append([torch.stack(part, axis) for part in zip(*parts, strict=True)])
+    rows = []
+    for i in range(count):
+        _, params, _, (x, reset, *carry) = case(kind, seed=10 * i)
+        rows.append([[params[name] for name in NAMES], x, carry, reset])
+    axes = {"weights": 0, "x": 1, "carry": 0, "reset": 1}
+    dims = tuple(axis if name in mapped else None for name, axis in axes.items())
+    given = []
+    for j, dim in enumerate(dims):
+        column = [row[j] for row in rows]
+        if dim is None:
+            given.append(column[0])
+            for row in rows:
+                row[j] = column[0]
         else:
-            given.append(torch.stack(parts, axis))
-        dims.append(axis if name in mapped else None)
+            stack = functools.partial(lambda dim, *parts: torch.stack(parts, dim), dim)
+            given.append(torch.utils._pytree.tree_map(stack, *column))
 
     def fn(weights, x, carry, reset):
         params = TensorDict(dict(zip(NAMES, weights, strict=True)))
         return layer.apply(params, buffers, (x, reset, *carry))[0]
 
-    def take(i):
-        def pick(value, dim):
-            if isinstance(value, list):
-                return [pick(part, dim) for part in value]
-            return value if dim is None else value.select(dim, i)
-
-        return [pick(value, dim) for value, dim in zip(given, dims, strict=True)]
-
-    return fn, given, tuple(dims), [take(i) for i in range(count)]
+    return fn, given, dims, rows
 
 
 def flat(nest):
@@ -365,6 +354,16 @@ def test_no_input_is_changed(kind):
     before = [leaf.detach().clone() for leaf in given]
     torch.autograd.backward(scalar(layer.apply(params, buffers, inputs)[0]))
     assert all(torch.equal(a, b) for a, b in zip(before, given, strict=True))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_autocast_leaves_the_unroll_in_its_dtype(kind):
+    layer = LAYERS[kind](2, 3)
+    params, buffers = layer.init(rng.key(0))
+    x = draw(4, 3, 2).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(params, buffers, x)
+    assert torch.equal(out, layer(params, buffers, x.float()))
 
 
 # ---- parameters

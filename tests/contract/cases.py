@@ -1,0 +1,640 @@
+"""One row for each public function: how it's called, and what it must stand.
+
+A case calls its function on a tuple of float64 trees and tensors. ``smooth`` is how often it's
+differentiable (0 where it gives integers, names or functions of no float). ``vmapped`` and
+``compiled`` are True, or the documented reason why not; ``inductor`` marks the named dozen.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import losses
+import torch
+from tensordict import TensorDict
+from torch.distributions import Categorical
+
+from paramtree import (
+    autodiff,
+    compose,
+    envs,
+    meta,
+    model,
+    nn,
+    optim,
+    rng,
+    td_model,
+    tree,
+    with_next,
+)
+
+D = torch.float64
+
+
+@dataclass
+class Case:
+    """A call of a public function, and the variants in which it must give the same."""
+
+    name: str
+    fn: Callable[..., Any]
+    args: Callable[[], tuple[Any, ...]]
+    smooth: int = 2
+    vmapped: bool | str = True
+    compiled: bool | str = True
+    inductor: bool = False
+    covers: tuple[str, ...] = field(default_factory=tuple)
+
+
+def draw(name: str, *shape: int, low: float = -1.0, high: float = 1.0) -> torch.Tensor:
+    return rng.uniform(rng.fold_in(rng.key(7), name), shape, low, high, dtype=D)
+
+
+def flags(name: str, *shape: int, p: float = 0.3) -> torch.Tensor:
+    return rng.bernoulli(rng.fold_in(rng.key(8), name), p, shape)
+
+
+def params() -> TensorDict:
+    policy = tree.new({"w": draw("w", 2, 3), "b": draw("b", 2)}, (2,))
+    return tree.new({"meta": tree.new({"w": draw("m", 3)}), "policy": policy})
+
+
+def layer_case(name: str, layer: model.Model, x: Callable[[], Any], **options: Any) -> Case:
+    def args() -> tuple[Any, ...]:
+        leaves, structure = tree.flatten(layer.init(rng.key(0))[0])
+        return tree.unflatten(structure, [leaf.double() for leaf in leaves]), x()
+
+    def call(p: Any, x: Any) -> Any:
+        return layer.apply(p, layer.init(rng.key(0))[1], x)[0]
+
+    return Case(f"nn.{name}", call, args, **options)
+
+
+def initializer_case(name: str, init: Callable[..., torch.Tensor]) -> Case:
+    fn = partial(_initialized, init)
+    return Case(f"nn.{name}", fn, lambda: (rng.key(3),), smooth=0)
+
+
+def _initialized(init: Callable[..., torch.Tensor], key: torch.Tensor) -> torch.Tensor:
+    return init(key, (4, 3), D)
+
+
+def transform_case(
+    name: str, make: Callable[[torch.Tensor], optim.Transform], **options: Any
+) -> Case:
+    """Two updates, differentiated in gradients, parameters and the hyper-parameter."""
+
+    def call(p: TensorDict, g: TensorDict, hyper: torch.Tensor) -> TensorDict:
+        transform = make(hyper)
+        state = transform.init(p)
+        updates, state = transform.update(g, state, p)
+        p = optim.apply_updates(p, updates)
+        updates, _ = transform.update(tree.map(torch.sin, g), state, p)
+        return optim.apply_updates(p, updates)
+
+    def args() -> tuple[Any, ...]:
+        grads = tree.map(lambda x: (3 * x).cos(), params())
+        return params(), grads, torch.tensor(0.3, dtype=D)
+
+    return Case(f"optim.{name}", call, args, **options)
+
+
+# ------------------------------------------------------------------------------------- trajectories
+
+
+def trajectory(*size: int) -> TensorDict:
+    following = tree.new(
+        {
+            "reward": draw("reward", *size),
+            "done": flags("done", *size) | flags("end", *size),
+            "terminated": flags("done", *size),
+            "state_value": draw("next value", *size),
+            "prediction": draw("next prediction", *size, 4),
+        },
+        size,
+    )
+    entries = {
+        "logits": draw("logits", *size, 3),
+        "action": rng.randint(rng.key(5), size, 0, 3),
+        "state_value": draw("value", *size),
+        "prediction": draw("prediction", *size, 4),
+        "pi_hat": draw("pi_hat", *size),
+        "y_hat": draw("y_hat", *size, 4).softmax(-1),
+        "next": following,
+    }
+    return tree.new(entries, size)
+
+
+def advantaged(*size: int) -> TensorDict:
+    more = {"advantage": draw("advantage", *size), "value_target": draw("target", *size)}
+    return tree.new({**tree.entries(trajectory(*size)), **more}, size)
+
+
+def loss_case(
+    name: str, td: Callable[[], TensorDict], hyper: dict[str, float], **options: Any
+) -> Case:
+    loss = getattr(losses, name)
+
+    def call(td: TensorDict, values: TensorDict) -> torch.Tensor:
+        return losses.total(loss(td, Categorical, **tree.entries(values)))
+
+    def args() -> tuple[Any, ...]:
+        return td(), tree.new({k: torch.tensor(v, dtype=D) for k, v in hyper.items()})
+
+    return Case(f"losses.{name}", call, args, **options)
+
+
+def steps(*names: str) -> tuple[torch.Tensor, ...]:
+    return tuple(draw(name, 5, 2) for name in names)
+
+
+G, L = torch.tensor(0.9, dtype=D), torch.tensor(0.7, dtype=D)
+ENDS = (flags("done", 5, 2) | flags("end", 5, 2), flags("done", 5, 2))
+
+# ------------------------------------------------------------------------------------------ worlds
+
+WORLD = envs.level_distribution("small")
+MOVING = envs.level_distribution("rand_small")
+AGENT = compose(
+    actor=meta.tabular_model(WORLD, 5, "logits"),
+    critic=meta.tabular_model(WORLD, 1, "state_value"),
+    prediction=meta.tabular_model(WORLD, 4, "prediction"),
+)
+NETWORK = meta.lpg_network(4, 5, n_embedding=3)
+RULE = meta.lpg_rule(NETWORK, gamma=0.9, full_stop=False)
+HABITAT = meta.Habitat(AGENT, WORLD.env, WORLD.sample, optim.sgd(0.5), workers=2, lifetime=10)
+POPULATION = meta.lpg_population(WORLD, 2, n_prediction=4, workers=2, lifetime=6)
+TRAINING = meta.lpg_training(
+    meta.lpg_rule(NETWORK), {"small": POPULATION}, optim.adam(1e-2), updates=1, length=3
+)
+
+
+def double(nest: Any) -> Any:
+    leaves, structure = tree.flatten(nest)
+    return tree.unflatten(structure, [x.double() if x.is_floating_point() else x for x in leaves])
+
+
+def life() -> TensorDict:
+    return double(meta.birth(HABITAT, RULE, rng.key(1)))
+
+
+def rule_params() -> TensorDict:
+    return double(RULE.init(rng.key(2))[0])
+
+
+def play(state: TensorDict, key: torch.Tensor) -> Any:
+    return envs.rollout(
+        WORLD.env, AGENT, state["params"], state["buffers"], state["level"], state["env"], key, 3
+    )
+
+
+def lived(rule: meta.UpdateRule, rule_params: TensorDict, state: TensorDict) -> TensorDict:
+    after, _ = meta.train_agent(
+        rule,
+        *HABITAT[:2],
+        HABITAT.optimizer,
+        rule_params,
+        state["level"],
+        state,
+        rng.key(4),
+        updates=1,
+        length=3,
+    )
+    return after["params"]
+
+
+def updated(rule_params: TensorDict, params: TensorDict, td: TensorDict) -> TensorDict:
+    state = tree.new({**tree.entries(life()), "params": params})
+    return meta.update_agent(RULE, AGENT, HABITAT.optimizer, rule_params, state, td)[0]["params"]
+
+
+def looped(rule_params: TensorDict, agents: TensorDict) -> TensorDict:
+    groups = {"a": (AGENT, WORLD.env, agents["level"])}
+    states = tree.new({"a": agents})
+    run = {"updates": 1, "length": 3}
+    return meta.inner_loop(RULE, groups, HABITAT.optimizer, rule_params, states, rng.key(4), **run)[
+        0
+    ]["a", "params"]
+
+
+def stepped(world: envs.LevelDistribution, key: torch.Tensor) -> Any:
+    level = world.sample(key)
+    noise = world.env.noise(level, key, (2,))
+    state = world.env.reset(level, noise)
+    return world.env.step(level, state, torch.zeros(2, dtype=torch.int64), noise)
+
+
+def a2c_step(hyper: TensorDict, params: TensorDict) -> TensorDict:
+    rule = meta.a2c_rule(
+        hyper["gamma"],
+        hyper["lmbda"],
+        entropy_coeff=hyper["entropy_coeff"],
+        critic_coeff=hyper["critic_coeff"],
+    )
+    state = tree.new({**tree.entries(life()), "params": params, "rule": tree.new({})})
+    return meta.update_agent(rule, AGENT, optim.sgd(0.5), tree.new({}), state, SEEN)[0]["params"]
+
+
+SEEN = play(life(), rng.key(3))[2]
+NET = compose(net=td_model(nn.linear(3, 2), "x", "y"))
+
+
+def net_args() -> tuple[Any, ...]:
+    td = tree.new({"x": draw("x", 4, 3), "next": tree.new({"x": draw("next x", 4, 3)}, (4,))}, (4,))
+    return double(NET.init(rng.key(0))[0]), td
+
+
+def renewed(ages: torch.Tensor) -> torch.Tensor:
+    """Two agents of these ages, and what becomes of them."""
+    agents = meta.births(HABITAT, RULE, rng.key(0), 2)
+    born = partial(meta.births, HABITAT, RULE, rng.key(9), 2)
+    return meta.renew(tree.replace(agents, {"age": ages}), 5, born)["age"]
+
+
+def square(x: torch.Tensor) -> torch.Tensor:
+    return x.pow(3).sum()
+
+
+HOST = "reads values on the host to decide how long to go on; not for hot paths"
+FACTORY = "a constructor: what it makes is held by the case that covers it"
+LOOP = "the outermost loop: it looks at ages on the host and calls back"
+
+CASES = [
+    # trees
+    Case("tree.new", lambda a: tree.new({"a": a}), lambda: (draw("a", 2),)),
+    Case("tree.lock", lambda p: tree.lock(p), lambda: (params().clone(),)),
+    Case("tree.entries", lambda p: tree.entries(p), lambda: (params(),)),
+    Case(
+        "tree.flatten",
+        lambda p: tree.flatten(p)[0],
+        lambda: (params(),),
+        covers=("tree.leaves", "tree.paths", "tree.count", "tree.Structure"),
+    ),
+    Case("tree.unflatten", lambda p: tree.unflatten(*tree.flatten(p)[::-1]), lambda: (params(),)),
+    Case("tree.leaves", lambda p: tree.leaves(p), lambda: (params(),)),
+    Case("tree.select", lambda p: tree.select(p, "**.w"), lambda: (params(),)),
+    Case("tree.exclude", lambda p: tree.exclude(p, ("meta", "w")), lambda: (params(),)),
+    Case("tree.partition", lambda p: tree.partition(p, "policy.*"), lambda: (params(),)),
+    Case("tree.merge", lambda p: tree.merge(*tree.partition(p, "**.b")), lambda: (params(),)),
+    Case(
+        "tree.replace",
+        lambda p, x: tree.replace(p, {"meta.w": x, "meta.new": x}),
+        lambda: (params(), draw("x", 3)),
+        inductor=True,
+    ),
+    Case(
+        "tree.map",
+        lambda p, q: tree.map(torch.mul, p, q),
+        lambda: (params(), params()),
+        inductor=True,
+    ),
+    Case(
+        "tree.map_with_path",
+        lambda p: tree.map_with_path(lambda path, x: x * len(path), p),
+        lambda: (params(),),
+    ),
+    Case("tree.stack", lambda p, q: tree.stack([p, q]), lambda: (params(), params())),
+    Case("tree.unstack", lambda p: tree.unstack(tree.stack([p, p])), lambda: (params(),)),
+    Case("tree.ravel", lambda p: tree.ravel(p)[0].sin(), lambda: (params(),)),
+    Case("tree.norm", tree.norm, lambda: (params(),), inductor=True),
+    Case("tree.vdot", tree.vdot, lambda: (params(), params())),
+    Case("tree.root", tree.root, lambda: (draw("x", 4, low=0.5),)),
+    Case(
+        "tree.where",
+        lambda p, q: tree.where(torch.tensor(True), p, q),
+        lambda: (params(), params()),
+    ),
+    Case(
+        "tree.with_axis",
+        lambda p: tree.unflatten(
+            tree.with_axis(tree.flatten(p)[1], 2), [torch.stack([x, x]) for x in tree.leaves(p)]
+        ),
+        lambda: (params(),),
+        covers=("tree.without_axis",),
+    ),
+    # models
+    Case(
+        "model.compose",
+        lambda p, td: NET(p, NET.init(rng.key(0))[1], td)["y"],
+        net_args,
+        covers=("model.Model", "model.td_model"),
+    ),
+    Case(
+        "model.with_next",
+        lambda p, td: with_next(NET)(p, NET.init(rng.key(0))[1], td)["next", "y"],
+        net_args,
+    ),
+    # derivatives
+    Case("autodiff.grad", autodiff.grad(square), lambda: (draw("x", 3),)),
+    Case("autodiff.value_and_grad", autodiff.value_and_grad(square), lambda: (draw("x", 3),)),
+    Case("autodiff.vmap", autodiff.vmap(square), lambda: (draw("x", 3, 2),)),
+    Case(
+        "autodiff.hvp",
+        lambda x, v: autodiff.hvp(square, x, v),
+        lambda: (draw("x", 3), draw("v", 3)),
+    ),
+    Case("autodiff.checkpoint", autodiff.checkpoint(square), lambda: (draw("x", 3),)),
+    Case("autodiff.detach", autodiff.detach, lambda: (params(),), smooth=0),
+    Case(
+        "autodiff.check_grads",
+        lambda x: autodiff.check_grads(square, x),
+        lambda: (draw("x", 3),),
+        smooth=0,
+        vmapped=HOST,
+        compiled=HOST,
+    ),
+    # random numbers
+    Case("rng.key", lambda seed: rng.key(seed), lambda: (torch.tensor(3),), smooth=0),
+    Case("rng.split", lambda k: rng.split(k, 3), lambda: (rng.key(1),), smooth=0),
+    Case(
+        "rng.fold_in",
+        lambda k: (rng.fold_in(k, 3), rng.fold_in(k, "name")),
+        lambda: (rng.key(1),),
+        smooth=0,
+    ),
+    Case("rng.bits", lambda k: rng.bits(k, (5,)), lambda: (rng.key(1),), smooth=0),
+    Case(
+        "rng.uniform",
+        lambda k, a, b: rng.uniform(k, (5,), a, b, dtype=D),
+        lambda: (rng.key(1), draw("a", low=-2.0, high=-1.0), draw("b")),
+        inductor=True,
+    ),
+    Case(
+        "rng.normal",
+        lambda k, a, b: rng.normal(k, (5,), a, b.exp(), dtype=D),
+        lambda: (rng.key(1), draw("a"), draw("b")),
+        inductor=True,
+    ),
+    Case(
+        "rng.truncated_normal",
+        lambda k, a: rng.truncated_normal(k, (5,), mean=a, dtype=D),
+        lambda: (rng.key(1), draw("a")),
+    ),
+    Case("rng.bernoulli", lambda k: rng.bernoulli(k, 0.3, (5,)), lambda: (rng.key(1),), smooth=0),
+    Case(
+        "rng.categorical",
+        lambda k, x: rng.categorical(k, x),
+        lambda: (rng.key(1), draw("x", 4)),
+        smooth=0,
+    ),
+    Case("rng.randint", lambda k: rng.randint(k, (5,), 0, 7), lambda: (rng.key(1),), smooth=0),
+    Case("rng.permutation", lambda k: rng.permutation(k, 5), lambda: (rng.key(1),), smooth=0),
+    Case("rng.philox4x32", rng.philox4x32, lambda: (torch.arange(4), torch.arange(2)), smooth=0),
+    # layers
+    layer_case("linear", nn.linear(3, 2), lambda: draw("x", 4, 3), inductor=True),
+    layer_case(
+        "mlp", nn.mlp(3, 5, 2, activation=torch.tanh), lambda: draw("x", 4, 3), inductor=True
+    ),
+    layer_case("sequential", nn.sequential(nn.linear(3, 2), torch.tanh), lambda: draw("x", 4, 3)),
+    layer_case("embedding", nn.embedding(5, 2), lambda: torch.tensor([1, 4, 0])),
+    layer_case("table", nn.table(5, 2), lambda: (torch.tensor([1, 4, 0]), torch.tensor([0, 3, 9]))),
+    layer_case("lstm", nn.lstm(3, 4), lambda: (draw("x", 5, 2, 3), flags("r", 5, 2))),
+    layer_case("gru", nn.gru(3, 4, reverse=True), lambda: (draw("x", 5, 2, 3), flags("r", 5, 2))),
+    *[
+        initializer_case(name, init)
+        for name, init in {
+            "constant": nn.constant(0.5),
+            "normal": nn.normal(),
+            "orthogonal": nn.orthogonal(),
+            "truncated_normal": nn.truncated_normal(),
+            "uniform": nn.uniform(0.5),
+            "variance_scaling": nn.variance_scaling(),
+            "zeros": nn.zeros,
+        }.items()
+    ],
+    # optimizers
+    transform_case(
+        "sgd",
+        lambda h: optim.sgd(h, momentum=0.9, nesterov=True, weight_decay=0.1),
+        inductor=True,
+        covers=("optim.apply_updates", "optim.Transform"),
+    ),
+    transform_case("adam", lambda h: optim.adam(h, eps=0.1), inductor=True),
+    transform_case("adamw", lambda h: optim.adamw(h, eps=0.1, weight_decay=0.1)),
+    transform_case("scale_by_adam", lambda h: optim.scale_by_adam(h, eps=0.1)),
+    transform_case("trace", lambda h: optim.trace(h, dampening=0.2)),
+    transform_case("add_decayed_weights", optim.add_decayed_weights),
+    transform_case("clip_by_global_norm", optim.clip_by_global_norm),
+    transform_case("scale", optim.scale),
+    transform_case(
+        "scale_by_schedule",
+        lambda h: optim.scale_by_schedule(optim.linear(h, 0.1, 5)),
+        covers=("optim.linear",),
+    ),
+    transform_case("constant", lambda h: optim.sgd(optim.constant(h))),
+    transform_case(
+        "chain", lambda h: optim.chain(clip=optim.clip_by_global_norm(1.0), sgd=optim.sgd(h))
+    ),
+    transform_case(
+        "partition",
+        lambda h: optim.partition({"policy.**": optim.sgd(h), "meta": optim.adam(h, eps=0.1)}),
+    ),
+    transform_case(
+        "stateless", lambda h: optim.stateless(lambda g, p: tree.map(lambda x: h * x, g))
+    ),
+    # environments
+    Case(
+        "envs.grid_world",
+        partial(stepped, WORLD),
+        lambda: (rng.key(2),),
+        smooth=0,
+        covers=("envs.Env", "envs.grid_level", "envs.level_distribution", "envs.LevelDistribution"),
+    ),
+    Case("envs.random_grid_world", partial(stepped, MOVING), lambda: (rng.key(2),), smooth=0),
+    Case("envs.rollout", play, lambda: (life(), rng.key(3)), smooth=0),
+    Case(
+        "envs.optimal_return",
+        lambda level: envs.optimal_return(level, 6),
+        lambda: (WORLD.sample(rng.key(1)),),
+        smooth=0,
+        vmapped=HOST,
+        compiled=HOST,
+    ),
+    Case(
+        "envs.optimal_reward_rate",
+        envs.optimal_reward_rate,
+        lambda: (WORLD.sample(rng.key(1)),),
+        smooth=0,
+        vmapped=HOST,
+        compiled=HOST,
+    ),
+    # losses
+    Case(
+        "losses.reverse_linear",
+        losses.reverse_linear,
+        lambda: (draw("a", 5, 2), draw("b", 5, 2), draw("c", 2)),
+        inductor=True,
+    ),
+    Case(
+        "losses.lambda_returns",
+        lambda r, v, g, lam: losses.lambda_returns(r, v, *ENDS, g, lam),
+        lambda: (*steps("r", "v"), G, L),
+    ),
+    Case(
+        "losses.gae",
+        lambda r, v, n, g, lam: losses.gae(r, v, n, *ENDS, g, lam),
+        lambda: (*steps("r", "v", "n"), G, L),
+        inductor=True,
+    ),
+    Case(
+        "losses.discounted_returns",
+        lambda r, g: losses.discounted_returns(r, *ENDS, g),
+        lambda: (*steps("r"), G),
+    ),
+    Case(
+        "losses.add_advantage",
+        lambda td, g, lam: tree.select(
+            losses.add_advantage(td, g, lam, normalize=True), "advantage", "value_target"
+        ),
+        lambda: (trajectory(2, 5), G, L),
+    ),
+    Case(
+        "losses.distribution",
+        lambda td: losses.distribution(td).log_prob(td["action"]),
+        lambda: (trajectory(2, 5),),
+    ),
+    Case(
+        "losses.independent_normal",
+        lambda m, s: losses.independent_normal(m, s.exp()).log_prob(torch.ones(3, dtype=D)),
+        lambda: (draw("m", 3), draw("s", 3)),
+    ),
+    Case("losses.squared_error", losses.squared_error, lambda: (draw("a", 3), draw("b", 3))),
+    Case(
+        "losses.total",
+        losses.total,
+        lambda: (tree.new({"loss_a": draw("a"), "loss_b": draw("b")}),),
+    ),
+    Case(
+        "losses.as_module",
+        lambda td: losses.total(losses.as_module(losses.a2c_loss, entropy_coeff=0.1)(td)),
+        lambda: (advantaged(2, 5),),
+        compiled=FACTORY,
+        covers=("losses.LossModule",),
+    ),
+    loss_case("policy_gradient_loss", lambda: advantaged(2, 5), {"entropy_coeff": 0.1}),
+    loss_case(
+        "a2c_loss",
+        lambda: advantaged(2, 5),
+        {"entropy_coeff": 0.1, "critic_coeff": 0.3},
+        inductor=True,
+    ),
+    loss_case(
+        "lpg_agent_loss",
+        lambda: trajectory(2, 5),
+        {"prediction_coeff": 0.3, "eps": 0.01},
+        inductor=True,
+    ),
+    loss_case(
+        "lpg_regularizer_loss",
+        lambda: trajectory(2, 5),
+        {"policy_entropy_coeff": 0.3, "y_hat_coeff": 0.1},
+    ),
+    loss_case(
+        "lpg_meta_loss",
+        lambda: advantaged(2, 5),
+        {"prediction_entropy_coeff": 0.3, "pi_hat_coeff": 0.1},
+    ),
+    # learning to learn
+    Case(
+        "meta.lpg_network",
+        lambda p, td: NETWORK(p, NETWORK.init(rng.key(0))[1], td)["y_hat"],
+        lambda: (rule_params(), lpg_inputs()),
+    ),
+    Case(
+        "meta.lpg_rule",
+        updated,
+        lambda: (rule_params(), life()["params"], SEEN),
+        covers=("meta.update_agent", "meta.UpdateRule", "meta.tabular_model"),
+    ),
+    Case(
+        "meta.a2c_rule",
+        a2c_step,
+        lambda: (
+            tree.new(
+                {
+                    n: torch.tensor(v, dtype=D)
+                    for n, v in {
+                        "gamma": 0.9,
+                        "lmbda": 0.8,
+                        "entropy_coeff": 0.1,
+                        "critic_coeff": 0.5,
+                    }.items()
+                }
+            ),
+            life()["params"],
+        ),
+    ),
+    Case(
+        "meta.train_agent",
+        partial(lived, RULE),
+        lambda: (rule_params(), life()),
+        smooth=0,
+        covers=("meta.birth",),
+    ),
+    Case(
+        "meta.inner_loop",
+        looped,
+        lambda: (rule_params(), double(meta.births(HABITAT, RULE, rng.key(1), 2))),
+        smooth=0,
+        covers=("meta.births",),
+    ),
+    Case(
+        "meta.older",
+        lambda p: meta.older(p, 2),
+        lambda: (tree.new({"age": torch.tensor(1)}),),
+        smooth=0,
+    ),
+    Case(
+        "meta.renew",
+        renewed,
+        lambda: (torch.tensor([3, 7]),),
+        smooth=0,
+        vmapped=LOOP,
+        compiled=LOOP,
+    ),
+    Case(
+        "meta.lpg_training",
+        lambda s: TRAINING.step(s)[0]["rule"],
+        lambda: (TRAINING.init(rng.key(0)),),
+        smooth=0,
+        vmapped=LOOP,
+        compiled=LOOP,
+        covers=("meta.Training", "meta.Population", "meta.lpg_population"),
+    ),
+    Case(
+        "meta.reward_curve",
+        lambda levels: meta.reward_curve(
+            HABITAT, RULE, RULE.init(rng.key(2))[0], levels, rng.key(1), updates=1, length=3
+        ),
+        lambda: (WORLD.sample(rng.split(rng.key(1), 2)),),
+        smooth=0,
+        vmapped=LOOP,
+        compiled=LOOP,
+        covers=("meta.Habitat", "meta.a2c_habitat"),
+    ),
+]
+
+# public, and nothing that a tensor goes through: names and structures
+NOT_NUMBERS = {
+    "tree.parse_path",
+    "tree.show_path",
+    "tree.require_same",
+    "tree.require_tree",
+    "tree.shared_batch_size",
+    "checkpoint.save",  # files: see test_checkpoint
+    "checkpoint.load",
+    "checkpoint.load_metadata",
+}
+
+
+def lpg_inputs() -> TensorDict:
+    size = (2, 5)
+    entries = {
+        "reward": draw("reward", *size),
+        "done": flags("done", *size),
+        "gamma": draw("gamma", *size),
+        "action_prob": draw("p", *size, low=0.1),
+        "prediction": draw("y", *size, 4),
+        "next": tree.new({"prediction": draw("y'", *size, 4)}, size),
+    }
+    return tree.new(entries, size)

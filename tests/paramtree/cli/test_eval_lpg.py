@@ -1,0 +1,125 @@
+"""``paramtree eval-lpg``: a saved rule on other levels."""
+
+import json
+
+import pytest
+import torch
+
+from paramtree import tree
+from paramtree.checkpoint import load, load_metadata, save
+from paramtree.cli import folder as files
+from paramtree.cli import main
+
+TINY = "lpg --threads 1 --tasks 2 --workers 2 --length 3 --updates 1 --hidden 4 --steps 1".split()
+FEW = "--levels sparse --count 3 --updates 4 --threads 1".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main([*TINY, "--evaluate", "0", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_folder_and_its_checkpoint_say_the_same(finished, tmp_path, capsys):
+    for name, path in (("a", finished), ("b", files.newest(finished))):
+        assert main(["eval-lpg", str(path), *FEW, "--out", str(tmp_path / name)]) == 0
+        assert "3 held-out sparse levels" in capsys.readouterr().out
+    a, b = (json.loads((tmp_path / name / "summary.json").read_text()) for name in "ab")
+    assert a.pop("seconds") > 0 and b.pop("seconds") > 0
+    assert a == b and set(a) >= {"trained", "untrained", "a2c", "random", "optimal_rate", "paired"}
+    assert (tmp_path / "a" / "curve.png").stat().st_size > 1000
+
+
+def test_results_are_not_overwritten(finished, tmp_path, capsys):
+    (tmp_path / "summary.json").write_text("mine")
+    assert main(["eval-lpg", str(finished), *FEW, "--out", str(tmp_path)]) == 2
+    assert "summary.json' is there already" in capsys.readouterr().err
+    assert (tmp_path / "summary.json").read_text() == "mine"
+
+
+def missing(path, state, metadata):
+    path.unlink()
+
+
+def truncated(path, state, metadata):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def other_shape(path, state, metadata):
+    rule = tree.map(lambda x: torch.cat([x, x]), state["rule"])
+    save(path, tree.new({**tree.entries(state), "rule": rule}), metadata=metadata)
+
+
+def other_names(path, state, metadata):
+    rule = tree.exclude(state["rule"], "pi_hat.**")
+    save(path, tree.new({**tree.entries(state), "rule": rule}), metadata=metadata)
+
+
+def no_rule(path, state, metadata):
+    save(path, tree.new({"weight": torch.zeros(2)}), metadata=metadata)
+
+
+def no_options(path, state, metadata):
+    save(path, state)
+
+
+def other_options(path, state, metadata):
+    save(path, state, metadata={**metadata, "options": {"hidden": 4}})
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (missing, "cannot read"),
+        (truncated, "truncated"),
+        (other_shape, "has shape"),
+        (other_names, "pi_hat"),
+        (no_rule, "holds no learned rule"),
+        (no_options, "holds no learned rule"),
+        (other_options, "not those of this version"),
+    ],
+)
+def test_another_checkpoint_is_refused_in_one_paragraph(finished, tmp_path, damage, named, capsys):
+    source, path = files.newest(finished), tmp_path / "rule.safetensors"
+    path.write_bytes(source.read_bytes())
+    damage(path, load(source), load_metadata(source))
+    assert main(["eval-lpg", str(path), *FEW]) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.startswith("paramtree: ") and error.count("\n") == 1
+
+
+def test_a_checkpoint_of_another_version_is_refused(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("paramtree.__version__", "9.0.0")
+    save(tmp_path / "x.safetensors", tree.new({"rule": tree.new({})}))
+    monkeypatch.undo()
+    assert main(["eval-lpg", str(tmp_path / "x.safetensors")]) == 2
+    assert "saved by paramtree 9.0.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--levels smal", "expected one of dense"),
+        ("--levels rand_dense", "shows images"),
+        ("--count 0", "the number of levels is 0"),
+        ("--updates 0", "the number of updates is 0"),
+        ("--workers 0", "the number of workers is 0"),
+    ],
+)
+def test_wrong_use_is_one_paragraph(finished, words, named, capsys):
+    assert main(["eval-lpg", str(finished), *words.split(), "--threads", "1"]) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    assert main(["eval-lpg", str(tmp_path)]) == 2
+    assert "has no checkpoint" in capsys.readouterr().err
