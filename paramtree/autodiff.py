@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from . import rng, tree
 from .tree import Structure, flatten, unflatten
@@ -146,7 +147,7 @@ def _kind(value: Any) -> str:
 def _transformed() -> bool:
     """Whether a transform of torch.func, or forward mode, is at work."""
     forward = torch.autograd.forward_ad._current_level >= 0
-    return forward or torch._C._functorch.maybe_current_level() is not None
+    return forward or _functorch.maybe_current_level() is not None
 
 
 def _functional(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
@@ -388,9 +389,9 @@ def _require_shared(
     """Refuse an output that is said to be shared and depends on what is mapped."""
     if torch.compiler.is_compiling() or all([axis is not None for axis in axes]):
         return
-    level = torch._C._functorch.maybe_current_level()
+    level = _functorch.maybe_current_level()
     for path, out, axis in zip(structure.paths(), outputs, axes, strict=True):
-        if axis is None and torch._C._functorch.maybe_get_level(out) == level:
+        if axis is None and _functorch.maybe_get_level(out) == level:
             text = tree.show_path(path) if path else "the output"
             raise ValueError(
                 f"vmap: out_dims is None for {text}, which depends on the mapped arguments"

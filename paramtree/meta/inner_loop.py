@@ -75,7 +75,7 @@ def train_agent(
     if missing:
         raise ValueError(
             f"train_agent: state has no {', '.join(missing)}; "
-            f"its entries are {', '.join(state.keys())}"
+            f"its entries are {', '.join(map(str, state.keys()))}"
         )
     trajectories = []
     for k in range(updates):
@@ -150,7 +150,10 @@ def _require_groups(groups: Mapping[str, Any], states: TensorDict, optimizers: A
         others = [*others, ("optimizers", optimizers)]
     for argument, value in others:
         if sorted(value.keys()) != sorted(groups):
-            names, wanted = ", ".join(sorted(value.keys())) or "none", ", ".join(sorted(groups))
+            names, wanted = (
+                ", ".join(sorted(map(str, value.keys()))) or "none",
+                ", ".join(sorted(groups)),
+            )
             raise ValueError(
                 f"inner_loop: {argument} has the names {names}, expected {wanted} (from groups)"
             )

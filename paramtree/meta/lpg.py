@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 import losses
+from losses.distributions import log_softmax
 
 from .. import nn, rng, tree
 from ..autodiff import detach
@@ -84,31 +85,26 @@ def lpg_network(
     ) -> tuple[TensorDict, TensorDict]:
         size = td.batch_size
         done = _per_step(td, "done")
-        both = torch.stack(
-            [_prediction(td, n_prediction), _prediction(td, n_prediction, "next")]
-        ).softmax(-1)
-        now, following = parts["embedding"](params["embedding"], tree.new({}), both)[
-            ..., 0
-        ]  # [*B, T]
+        both = torch.stack([_prediction(td, n_prediction), _prediction(td, n_prediction, "next")])
+        both = log_softmax(both).exp()  # [2, *B, T, m]
+        embedded = parts["embedding"](params["embedding"], tree.new({}), both)
+        now, following = embedded[..., 0]  # [*B, T]
         columns = [_per_step(td, "reward"), done.to(both.dtype)]
         if gamma_input:
             columns.append(_per_step(td, "gamma").expand(size))
         columns += [_per_step(td, "action_prob"), now, following.masked_fill(done, 0.0)]
-        x = torch.stack(
-            [column.to(both.dtype).movedim(-1, 0) for column in columns], -1
-        )  # [T, *B, n_input]
-        hidden = parts[cell](params[cell], tree.new({}), (x, done.movedim(-1, 0)))[
-            0
-        ]  # [T, *B, n_hidden]
+        steps = [column.to(both.dtype).movedim(-1, 0) for column in columns]
+        inputs = torch.stack(steps, -1), done.movedim(-1, 0)  # [T, *B, n_input], [T, *B]
+        hidden = parts[cell](params[cell], tree.new({}), inputs)[0]  # [T, *B, n_hidden]
         if activation is not None:
             hidden = activation(hidden)
-        heads = (
-            params["pi_hat"],
-            params["y_hat"],
-        )  # one product for both: the hidden states are read once
-        weight, bias = (torch.cat([head[name] for head in heads]) for name in ("weight", "bias"))
+        # one product for both heads: the hidden states are read once
+        heads = ("pi_hat", "y_hat")
+        weight, bias = (
+            torch.cat([params[head, name] for head in heads]) for name in ("weight", "bias")
+        )
         out = F.linear(hidden, weight, bias).movedim(0, len(size) - 1)  # [*B, T, 1 + m]
-        written = {"pi_hat": out[..., 0], "y_hat": out[..., 1:].softmax(-1)}
+        written = {"pi_hat": out[..., 0], "y_hat": log_softmax(out[..., 1:]).exp()}
         return tree.new({**tree.entries(tree.lock(td)), **written}, size), buffers
 
     return Model(init, apply)
@@ -183,12 +179,11 @@ def lpg_rule(
     def apply(
         params: TensorDict, buffers: TensorDict, td: TensorDict
     ) -> tuple[TensorDict, TensorDict]:
-        following = td["next"]
         policy = losses.distribution(td, dist_class)
         inputs = {
             "action_prob": policy.log_prob(td["action"]).exp(),
             "prediction": td["prediction"],
-            "next": tree.new({"prediction": following["prediction"]}, td.batch_size),
+            "next": tree.new({"prediction": td["next", "prediction"]}, td.batch_size),
         }
         inputs = tree.new(inputs, td.batch_size)
         if full_stop:
@@ -197,8 +192,8 @@ def lpg_rule(
             gamma, dtype=inputs["action_prob"].dtype, device=inputs["action_prob"].device
         )
         data = {
-            "reward": following["reward"],
-            "done": following["done"],
+            "reward": td["next", "reward"],
+            "done": td["next", "done"],
             "gamma": td["gamma"] if "gamma" in td.keys() else told.expand(td.batch_size),
         }
         out, buffers = network.apply(

@@ -70,7 +70,7 @@ def lpg_training(
     lmbda: float = 0.95,
     chunk: int | None = None,
     dist_class: Any = Categorical,
-    **regularizers: float,
+    **regularizers: Any,
 ) -> Training:
     """Meta-training of an update rule by the gradient through K updates.
 
@@ -208,7 +208,8 @@ def _rows(agents: TensorDict, start: int, count: int) -> TensorDict:
 
 
 def _joined(parts: list[TensorDict]) -> TensorDict:
-    return parts[0] if len(parts) == 1 else tree.lock(torch.cat(parts))
+    whole: Any = torch.cat(parts) if len(parts) > 1 else parts[0]  # pyright: ignore[reportArgumentType]
+    return tree.lock(whole)
 
 
 def _judge(
@@ -217,7 +218,7 @@ def _judge(
     gamma: float,
     lmbda: float,
     dist_class: Any,
-    regularizers: dict[str, float],
+    regularizers: dict[str, Any],
     state: TensorDict,
     trajectories: list[TensorDict],
     key: Tensor,

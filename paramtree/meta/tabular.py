@@ -12,7 +12,7 @@ from ..model import Model, compose, td_model
 from .lifetime import Habitat
 from .lpg_training import Population
 
-OBSERVATION = [("observation", "index"), ("observation", "time")]
+OBSERVATION: list[str | tuple[str, ...]] = [("observation", "index"), ("observation", "time")]
 
 
 def tabular_model(world: LevelDistribution, n_out: int, out_key: str) -> Model:

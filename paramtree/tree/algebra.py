@@ -272,7 +272,7 @@ def root(x: Tensor) -> Tensor:
         The same shape.
     """
     positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x)
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0)  # keeps NaN
 
 
 def vdot(left: TensorDictBase, right: TensorDictBase) -> Tensor:

@@ -335,7 +335,7 @@ class _Names:
     """A tree's names for optree: equal in any order, the batch size not compared."""
 
     def __init__(self, tree: TensorDict) -> None:
-        self.order, self.batch_size = tuple(tree.keys()), tree.batch_size
+        self.order, self.batch_size = tuple(map(str, tree.keys())), tree.batch_size
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Names) and sorted(self.order) == sorted(other.order)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import losses
 import torch
 from tensordict import TensorDict
 from torch.distributions import Categorical
 
+import losses
 from paramtree import (
     autodiff,
     compose,
@@ -204,7 +204,7 @@ def lived(rule: meta.UpdateRule, rule_params: TensorDict, state: TensorDict) -> 
 
 
 def updated(rule_params: TensorDict, params: TensorDict, td: TensorDict) -> TensorDict:
-    state = tree.new({**tree.entries(life()), "params": params})
+    state = tree.new({**tree.entries(LIFE), "params": params})
     return meta.update_agent(RULE, AGENT, HABITAT.optimizer, rule_params, state, td)[0]["params"]
 
 
@@ -231,11 +231,12 @@ def a2c_step(hyper: TensorDict, params: TensorDict) -> TensorDict:
         entropy_coeff=hyper["entropy_coeff"],
         critic_coeff=hyper["critic_coeff"],
     )
-    state = tree.new({**tree.entries(life()), "params": params, "rule": tree.new({})})
+    state = tree.new({**tree.entries(LIFE), "params": params, "rule": tree.new({})})
     return meta.update_agent(rule, AGENT, optim.sgd(0.5), tree.new({}), state, SEEN)[0]["params"]
 
 
-SEEN = play(life(), rng.key(3))[2]
+LIFE = life()
+SEEN = play(LIFE, rng.key(3))[2]
 NET = compose(net=td_model(nn.linear(3, 2), "x", "y"))
 
 

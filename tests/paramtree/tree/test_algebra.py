@@ -121,6 +121,17 @@ def test_norm(ord):
     assert tree.norm(TensorDict({}), ord) == 0
 
 
+def test_root_is_flat_at_zero_to_every_order():
+    x = torch.tensor([0.0, 4.0, float("nan")], dtype=torch.float64)
+    assert torch.equal(tree.root(x)[:2], torch.tensor([0.0, 2.0]).double())
+    assert tree.root(x)[2].isnan()
+    slope = grad(lambda y: tree.root(y).sum())
+    assert slope(x[:2]).tolist() == [0.0, 0.25]
+    assert grad(lambda y: slope(y).sum())(x[:2]).tolist() == [0.0, -1 / 32]
+    square = grad(lambda y: tree.root(y * y).sum())
+    assert square(x[:1]) == 0 and grad(lambda y: square(y).sum())(x[:1]) == 0
+
+
 def test_norm_at_zero_has_no_nan():
     zero = tree.map(torch.zeros_like, make())
     slopes = grad(tree.norm)(zero)
