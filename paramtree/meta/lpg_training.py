@@ -31,9 +31,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.distributions import Categorical
 
-import losses
-
-from .. import rng, tree
+from .. import losses, rng, tree
 from ..autodiff import detach, value_and_grad, vmap
 from ..envs import rollout
 from ..model import Model, with_next

@@ -18,9 +18,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.distributions import Categorical
 
-import losses
-
-from .. import tree
+from .. import losses, tree
 from ..autodiff import grad
 from ..model import Model, with_next
 from ..optim import Transform, apply_updates
