@@ -111,7 +111,7 @@ def lpg_network(
 
 
 def _softmax(x: Tensor) -> Tensor:
-    return losses.distributions.log_softmax(x).exp()  # several times faster than torch's for small m
+    return losses.distributions.log_softmax(x).exp()  # for a small m, faster than torch's
 
 
 def _per_step(td: TensorDictBase, name: str) -> Tensor:
