@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from ._batch import Batch
-from ._check import batch_first, dtype, kind, missing
+from ._check import batch_first, check_broadcast, check_float, dtype, kind, missing
 
 DistClass = Callable[..., Any]
 
@@ -55,7 +55,14 @@ def independent_normal(loc: Tensor, scale: Tensor) -> Independent:
 
     Returns:
         The distribution, of batch shape ``[*B]`` and event shape ``[D]``.
+
+    Raises:
+        ValueError: the scale does not broadcast to the shape of the mean.
+        TypeError: an argument is not floating-point.
     """
+    shape = check_float("independent_normal", "loc", loc).shape
+    check_float("independent_normal", "scale", scale)
+    check_broadcast("independent_normal", "scale", scale, shape, "loc", batch_first(shape))
     return Independent(Normal(loc, scale), 1)
 
 

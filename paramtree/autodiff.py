@@ -36,8 +36,10 @@ def grad(
         with ``has_aux``.
 
     Raises:
-        ValueError: when called, ``fn`` did not return a scalar, or there is no such argument.
-        TypeError: when called, a leaf of the argument is not of a float dtype.
+        ValueError: when called, ``fn`` did not return a scalar, or there is no such argument, or
+            it is named twice.
+        TypeError: when called, the argument is neither a tree nor a tensor, a leaf of it is not of
+            a float dtype, or the scalar isn't real.
     """
     both = _value_and_grad("grad", fn, argnums, has_aux)
 
@@ -71,7 +73,9 @@ def value_and_grad(
 def _value_and_grad(
     name: str, fn: Callable[..., Any], argnums: int | tuple[int, ...], has_aux: bool
 ) -> Any:
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    numbers = (argnums,) if isinstance(argnums, int) else argnums
+    if not (isinstance(numbers, tuple) and all([isinstance(number, int) for number in numbers])):
+        raise TypeError(f"{name}: argnums is {argnums!r}, expected an int or a tuple of them")
 
     def both(*args: Any, **kwargs: Any) -> Any:
         for number in numbers:
@@ -79,6 +83,8 @@ def _value_and_grad(
                 raise ValueError(
                     f"{name}: argnums is {argnums}, but there are {len(args)} positional arguments"
                 )
+        if len({number % len(args) for number in numbers}) < len(numbers):
+            raise ValueError(f"{name}: argnums is {argnums}, which names an argument twice")
         leaves, structure = flatten(tuple([args[number] for number in numbers]))
         _require_float(name, leaves, structure, numbers)
         rest: list[
@@ -95,7 +101,7 @@ def _value_and_grad(
             rest[:] = [aux_structure]
             return value, tuple(aux_leaves)
 
-        if torch.compiler.is_compiling() or _transformed():
+        if torch.compiler.is_compiling() or _transformed() or _inference(leaves):
             grads, (value, aux) = _functional(flat, leaves)
         else:
             grads, (value, aux) = _direct(flat, leaves)
@@ -109,6 +115,10 @@ def _value_and_grad(
 def _require_float(
     name: str, leaves: list[Tensor], structure: Structure, numbers: tuple[int, ...]
 ) -> None:
+    for number, child in zip(numbers, structure.children, strict=True):
+        if child.kind == "static":
+            kind = type(child.static).__name__
+            raise TypeError(f"{name}: argument {number} is a {kind}, expected a tensor or a tree")
     for path, leaf in zip(structure.paths(), leaves, strict=True):
         if not (leaf.is_floating_point() or leaf.is_complex()):
             where = f"argument {numbers[path[0]]}" + (
@@ -126,7 +136,9 @@ def _scalar(name: str, out: Any, has_aux: bool) -> tuple[Tensor, Any]:
             f"{name}: fn returned {_kind(out)}, expected (scalar, aux) with has_aux=True"
         )
     value, aux = out if has_aux else (out, ())
-    if not isinstance(value, Tensor) or value.numel() != 1 or value.ndim:
+    if isinstance(value, Tensor) and not value.is_floating_point():
+        raise TypeError(f"{name}: fn returned a tensor of {value.dtype}, expected a real float")
+    if not isinstance(value, Tensor) or value.ndim:
         hint = (
             "; losses.total adds the losses of a TensorDict"
             if not isinstance(value, Tensor)
@@ -148,6 +160,11 @@ def _transformed() -> bool:
     """Whether a transform of torch.func, or forward mode, is at work."""
     forward = torch.autograd.forward_ad._current_level >= 0
     return forward or _functorch.maybe_current_level() is not None
+
+
+def _inference(leaves: Sequence[Tensor]) -> bool:
+    """Whether torch.autograd is off beyond recall; torch.func differentiates there too."""
+    return torch.is_inference_mode_enabled() or any([leaf.is_inference() for leaf in leaves])
 
 
 def _functional(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
@@ -245,7 +262,7 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0) -> Callabl
         leaves, structure = flatten((*args, kwargs))
         axes: list[int | None] = []
         inner = _mapped(structure, (*dims, 0), axes, ())
-        size = _mapped_size(structure, leaves, axes)
+        size = _mapped_size(structure, leaves, axes, len(args))
         rest: list[
             Structure
         ] = []  # what fn returned, without its tensors; left by flat, read after it
@@ -283,7 +300,7 @@ def _mapped(
             )
         axes.append(spec)
         return structure
-    size = structure.batch_size
+    size, dim_names = structure.batch_size, structure.dim_names
     if kind == "tree" and isinstance(spec, int):
         if spec < 0 or 0 < len(size) <= spec:
             raise ValueError(
@@ -294,12 +311,13 @@ def _mapped(
             own if child.kind == "leaf" else spec for child in structure.children
         ]
         size = size[:spec] + size[spec + 1 :]
+        dim_names = dim_names and [*dim_names[:spec], *dim_names[spec + 1 :]]
     else:
         specs = _children_specs("in_dims", structure, spec, path)
-        size = size if spec is None else torch.Size(())
+        size, dim_names = (size, dim_names) if spec is None else (torch.Size(()), None)
     rows = zip(structure.names, structure.children, specs, strict=True)
     children = tuple([_mapped(child, inner, axes, (*path, name)) for name, child, inner in rows])
-    return Structure(kind, structure.names, children, structure.order, size)
+    return Structure(kind, structure.names, children, structure.order, size, dim_names)
 
 
 def _children_specs(
@@ -324,23 +342,24 @@ def _children_specs(
     )
 
 
-def _mapped_size(structure: Structure, leaves: Sequence[Tensor], axes: Sequence[int | None]) -> int:
+def _mapped_size(
+    structure: Structure, leaves: Sequence[Tensor], axes: Sequence[int | None], n_args: int
+) -> int:
     """Size of the mapped axis, the same in all leaves that have one."""
     found: tuple[int, tuple[Any, ...]] | None = None
     for path, leaf, axis in zip(structure.paths(), leaves, axes, strict=True):
         if axis is None:
             continue
         if not -leaf.ndim <= axis < leaf.ndim:
-            shape = f"shape {tuple(leaf.shape)}"
-            raise ValueError(
-                f"vmap: {_where(path)} has {shape}, expected an axis {axis}; share it with None"
-            )
+            text = f"{_where(path, n_args)} has shape {tuple(leaf.shape)}, expected an axis {axis}"
+            way = "share it with None" if path[0] < n_args else "to share it, let fn close over it"
+            raise ValueError(f"vmap: {text}; {way}")
         if found is None:
             found = leaf.shape[axis], path
         elif leaf.shape[axis] != found[0]:
-            wanted = f"{found[0]} (from {_where(found[1])})"
+            wanted = f"{found[0]} (from {_where(found[1], n_args)})"
             raise ValueError(
-                f"vmap: {_where(path)} has size {leaf.shape[axis]} along axis {axis}, "
+                f"vmap: {_where(path, n_args)} has size {leaf.shape[axis]} along axis {axis}, "
                 f"expected {wanted}"
             )
     if found is None:
@@ -368,19 +387,20 @@ def _unmapped(
             )
         axes.append(spec)
         return structure
-    batch = structure.batch_size
+    batch, dim_names = structure.batch_size, structure.dim_names
     if kind == "tree" and isinstance(spec, int):
         if not 0 <= spec <= len(batch):
             raise ValueError(f"vmap: out_dims is {spec} for a tree with batch size {list(batch)}")
         batch = torch.Size((*batch[:spec], size, *batch[spec:]))
+        dim_names = dim_names and [*dim_names[:spec], None, *dim_names[spec:]]
     elif kind == "tree" and spec is not None:
-        batch = torch.Size(())
+        batch, dim_names = torch.Size(()), None
     specs = _children_specs("out_dims", structure, spec, path)
     rows = zip(structure.names, structure.children, specs, strict=True)
     children = tuple(
         [_unmapped(child, inner, axes, (*path, name), size) for name, child, inner in rows]
     )
-    return Structure(kind, structure.names, children, structure.order, batch)
+    return Structure(kind, structure.names, children, structure.order, batch, dim_names)
 
 
 def _require_shared(
@@ -398,9 +418,11 @@ def _require_shared(
             )
 
 
-def _where(path: tuple[Any, ...]) -> str:
+def _where(path: tuple[Any, ...], n_args: int | None = None) -> str:
     if not path:
         return "the arguments"
+    if path[0] == n_args:  # the keywords come after the arguments
+        return f"the keyword {tree.show_path(path[1:])}"
     return f"argument {path[0]}" + (f" at {tree.show_path(path[1:])}" if path[1:] else "")
 
 
@@ -430,18 +452,24 @@ def hvp(fn: Callable[..., Tensor], argument: Any, vector: Any, *args: Any) -> An
         The product, of the argument's structure.
 
     Raises:
-        ValueError: names differ, or ``fn`` did not return a scalar.
+        ValueError: names or shapes differ, or ``fn`` did not return a scalar.
 
     Source: Pearlmutter (1994), "Fast exact multiplication by the Hessian".
     """
     parts, structure = flatten(vector)
-    tree.require_same("hvp", ("the argument", flatten(argument)[1]), ("the vector", structure))
+    leaves, own = flatten(argument)
+    tree.require_same("hvp", ("the argument", own), ("the vector", structure))
+    for path, leaf, part in zip(own.paths(), leaves, parts, strict=True):
+        if part.shape != leaf.shape:
+            text = f"the vector{' at ' + tree.show_path(path) if path else ''}"
+            wanted = f"{tuple(leaf.shape)} (from the argument)"
+            raise ValueError(f"hvp: {text} has shape {tuple(part.shape)}, expected {wanted}")
 
     def slope(x: Any) -> Tensor:
         slopes = tree.leaves(grad(fn)(x, *args))
         return torch.stack([(a * b).sum() for a, b in zip(slopes, parts, strict=True)]).sum()
 
-    return grad(slope)(argument)
+    return grad(slope)(argument) if leaves else detach(argument)
 
 
 def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -451,8 +479,9 @@ def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
         fn: pure function of trees, tensors and nests of them.
 
     Returns:
-        The function. Inside a transform of torch.func, which has no room for it, it is ``fn``
-        itself: the numbers are the same and the memory is not saved.
+        The function. Inside a transform of torch.func, which has no room for it, and where ``fn``
+        holds a gradient inside a vmap, it is ``fn`` itself: the numbers are the same and the memory
+        is not saved.
     """
 
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
@@ -469,8 +498,13 @@ def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
         leaves, structure = flatten((args, kwargs))
         from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-        outputs = torch_checkpoint(flat, *leaves, use_reentrant=False, preserve_rng_state=False)
-        return unflatten(rest[0], outputs)
+        try:
+            outputs = torch_checkpoint(flat, *leaves, use_reentrant=False, preserve_rng_state=False)
+            return unflatten(rest[0], outputs)
+        except RuntimeError as error:  # torch.func.grad refuses to start under saved-tensor hooks
+            if "saved tensor hooks" not in str(error):
+                raise
+        return fn(*args, **kwargs)
 
     return checkpointed
 
@@ -501,7 +535,7 @@ def check_grads(
         AssertionError: they differ somewhere; the message says where, and where a path is cut, as
             in ``hyper["gamma"]: autodiff 0, central 4.956: no path (detached)``.
         TypeError: a leaf is of a float dtype other than float64, too coarse for central
-            differences.
+            differences, or there is nothing to hold: no float tensor goes in, or none comes out.
     """
     leaves, structure = flatten(trees)
     names = [_entry_name(fn, path) for path in structure.paths()]
@@ -511,14 +545,20 @@ def check_grads(
                 f"check_grads: {name} is {leaf.dtype}, expected float64, as tree.double() makes it"
             )
     chosen = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point() and leaf.numel()]
+    if not chosen:
+        raise TypeError("check_grads: there is no float64 tensor in the trees, so nothing to hold")
 
     def value(*inputs: Tensor) -> Tensor:
         full = [leaf.detach() for leaf in leaves]
         for i, x in zip(chosen, inputs, strict=True):
             full[i] = x
-        outputs = [x for x in tree.leaves(fn(*unflatten(structure, full))) if x.is_floating_point()]
+        out = fn(*unflatten(structure, full))
+        parts = [torch.view_as_real(x) if x.is_complex() else x for x in tree.leaves(out)]
+        outputs = [x for x in parts if x.is_floating_point()]
+        if not outputs:
+            raise TypeError(f"check_grads: fn returned {_kind(out)}, expected float tensors")
         terms = [(x.double() * _weights(x, i)).sum() for i, x in enumerate(outputs)]
-        return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
+        return torch.stack(terms).sum()
 
     points = [leaves[i].detach().clone() for i in chosen]
     size, slopes = value_and_grad(value, tuple(range(len(points))))(*points)
@@ -553,7 +593,8 @@ def _entry_name(fn: Callable[..., Any], path: tuple[Any, ...]) -> str:
     except (TypeError, ValueError):
         known = []
     name = known[index] if index < len(known) else f"argument {index}"
-    return name + (f"[{', '.join(json.dumps(part) for part in rest)}]" if rest else "")
+    parts = [json.dumps(part, ensure_ascii=False) for part in rest]
+    return name + (f"[{', '.join(parts)}]" if rest else "")
 
 
 def _weights(x: Tensor, index: int) -> Tensor:

@@ -74,15 +74,18 @@ def td_model(layer: Model, in_keys: Keys, out_keys: Keys) -> Model:
         The model; params and buffers are the layer's own.
 
     Raises:
-        TypeError: a key is neither text nor a tuple of names.
+        TypeError: the layer isn't a pair of functions, or a key is neither text nor a tuple of
+            names; when applied, the batch isn't a tree, or an output isn't a tensor.
         ValueError: when applied, a key is missing from the batch, or an output does not begin with
             the batch size.
     """
+    _require_model("td_model", "layer", layer)
     reads, writes = _keys("in_keys", in_keys), _keys("out_keys", out_keys)
 
     def apply(
         params: TensorDict, buffers: TensorDict, batch: TensorDictBase
     ) -> tuple[TensorDict, TensorDict]:
+        tree.require_tree("td_model", "batch", batch)
         inputs = [_get(batch, key) for key in reads]
         single = not isinstance(in_keys, list)
         out, buffers = layer.apply(params, buffers, inputs[0] if single else tuple(inputs))
@@ -121,20 +124,25 @@ def _get(batch: TensorDictBase, key: tuple[str, ...]) -> Any:
 def _written(batch: TensorDictBase, outputs: dict[tuple[str, ...], Tensor]) -> TensorDict:
     """New locked tree with the batch's entries and the outputs, missing sub-trees made."""
     size = batch.batch_size
-    top = {
-        name: tree.lock(v) if isinstance(v, TensorDictBase) else v
-        for name, v in tree.entries(batch).items()
-    }
+    top = {name: _locked(v) for name, v in tree.entries(batch).items()}
     for key, value in outputs.items():
+        if not isinstance(value, Tensor | TensorDictBase):
+            kind = type(value).__name__
+            raise TypeError(
+                f"td_model: the output for {tree.show_path(key)} is a {kind}, expected a tensor"
+            )
         if value.shape[: len(size)] != size:
             shape = f"{tuple(value.shape)}, expected it to begin with {list(size)} (the batch size)"
             raise ValueError(f"td_model: the output for {tree.show_path(key)} has shape {shape}")
         if len(key) == 1:
-            top[key[0]] = value
+            top[key[0]] = _locked(value)
         else:
-            inner = top.get(key[0])
-            top[key[0]] = _written(tree.new({}, size) if inner is None else inner, {key[1:]: value})
-    return tree.new(top, size)
+            inner = top.get(key[0], tree.rebuild(batch, {}))
+            if not isinstance(inner, TensorDictBase):
+                text = f"{tree.show_path(key)}, but {key[0]!r} is a leaf of the batch"
+                raise ValueError(f"td_model: out_keys has {text}")
+            top[key[0]] = _written(inner, {key[1:]: value})
+    return tree.rebuild(batch, top)
 
 
 def compose(**models: Model) -> Model:
@@ -157,10 +165,7 @@ def compose(**models: Model) -> Model:
             "compose: no models given, expected named ones, such as compose(actor=..., critic=...)"
         )
     for name, model in models.items():
-        if not (isinstance(model, tuple) and len(model) == 2 and callable(model[0])):
-            raise TypeError(
-                f"compose: {name} is a {type(model).__name__}, expected a Model(init, apply)"
-            )
+        _require_model("compose", name, model)
 
     def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
         parts = {name: model.init(rng.fold_in(key, name)) for name, model in models.items()}
@@ -184,6 +189,12 @@ def compose(**models: Model) -> Model:
         return out, tree.new(kept, buffers.batch_size)
 
     return Model(init, apply)
+
+
+def _require_model(fn: str, argument: str, value: Any) -> None:
+    if not (isinstance(value, tuple) and len(value) == 2 and all(map(callable, value))):
+        kind = type(value).__name__
+        raise TypeError(f"{fn}: {argument} is a {kind}, expected a Model(init, apply)")
 
 
 def _require_parts(argument: str, value: Any, models: dict[str, Model]) -> None:
@@ -229,23 +240,39 @@ def with_next(model: Model) -> Model:
             raise ValueError(
                 f"with_next: the batch and its 'next' share no key; those of the batch are {keys}"
             )
-        left = tree.new({name: _locked(now[name]) for name in both}, batch.batch_size)
-        right = tree.new({name: _locked(after.get(name)) for name in both}, batch.batch_size)
-        out, buffers = model.apply(params, buffers, tree.stack([left, right]))
-        written = [name for name in out.keys() if name not in both]
-        rows = tree.unstack(
-            tree.new({name: _locked(out.get(name)) for name in written}, out.batch_size)
+        sides = (now, tree.entries(after))
+        now, following = ({name: _locked(v) for name, v in side.items()} for side in sides)
+        left, right = (
+            tree.rebuild(batch, {name: side[name] for name in both}) for side in (now, following)
         )
-        following = {
-            **{n: _locked(v) for n, v in tree.entries(after).items()},
-            **tree.entries(rows[1]),
-        }
-        top = {**{n: _locked(v) for n, v in now.items()}, **tree.entries(rows[0])}
-        top["next"] = tree.new(following, after.batch_size)
-        return tree.new(top, batch.batch_size), buffers
+        _require_alike(left, right)
+        seen = tree.stack([left, right])
+        out, buffers = model.apply(params, buffers, seen)
+        known = tree.entries(seen)  # what a model left as it was stays the batch's own tensor
+        written = {n: _locked(v) for n, v in tree.entries(out).items() if v is not known.get(n)}
+        rows = tree.unstack(tree.rebuild(out, written))
+        following |= tree.entries(rows[1])
+        top = {**now, **tree.entries(rows[0])}
+        top["next"] = tree.rebuild(after, following)
+        return tree.rebuild(batch, top), buffers
 
     return Model(model.init, apply)
 
 
+def _require_alike(now: TensorDict, following: TensorDict) -> None:
+    """Refuse a batch whose shared keys hold something else in its next."""
+    leaves, structure = tree.flatten(now)
+    others, other = tree.flatten(following)
+    tree.require_same("with_next", ("the batch", structure), ("its 'next'", other))
+    for path, a, b in zip(structure.paths(), leaves, others, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            wanted = f"{a.dtype} of shape {tuple(a.shape)} (from {tree.show_path(path)})"
+            raise (ValueError if a.dtype == b.dtype else TypeError)(
+                f"with_next: {tree.show_path(('next', *path))} is {b.dtype} of shape "
+                f"{tuple(b.shape)}, expected {wanted}"
+            )
+
+
 def _locked(value: Any) -> Any:
-    return tree.lock(value) if isinstance(value, TensorDictBase) else value
+    subtree = tree.as_tree(value)
+    return value if subtree is None else tree.lock(subtree)

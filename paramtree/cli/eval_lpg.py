@@ -46,6 +46,8 @@ def run(options: EvalOptions) -> None:
             workers=trained.agents.workers if options.workers is None else options.workers,
         )
         parts = contestants(trained, params, setting)
+        if options.out is not None:  # before the long work, which would be lost
+            options.out.mkdir(parents=True, exist_ok=True)
     with interrupts() as interrupt:
 
         def watch() -> None:
@@ -56,23 +58,23 @@ def run(options: EvalOptions) -> None:
     found = summary.summarized(results)
     console.print(summary.table(found, evaluation.title(setting)))
     if options.out is not None:
-        with refusing():
-            options.out.mkdir(parents=True, exist_ok=True)
         plots.draw(options.out / files.CURVE, history=[], results=results)
         seconds = {"seconds": round(time.monotonic() - began, 3)}
         files.write_json(options.out / files.SUMMARY, {**found, **seconds})
 
 
 def require_no_results(out: Path) -> None:
-    """Refuse a folder that has results already.
+    """Refuse a folder that has results already, or will have those of its run.
 
     Args:
         out: where the results are to go.
 
     Raises:
-        Refused: it holds a summary or a picture.
+        Refused: it holds a run, a summary or a picture, or is no folder.
     """
-    for name in (files.SUMMARY, files.CURVE):
+    if out.exists() and not out.is_dir():
+        raise Refused(f"{str(out)!r} is not a folder; choose another for --out")
+    for name in (files.CONFIG, files.SUMMARY, files.CURVE):
         if (out / name).exists():
             raise Refused(f"{str(out / name)!r} is there already; choose another folder for --out")
 
@@ -99,7 +101,7 @@ def saved_rule(path: Path, device: str) -> tuple[LpgOptions, TensorDict]:
             "folder of its run"
         )
     with refusing():
-        options = replace(from_config(config["options"]), device=device)
+        options = replace(from_config(config.get("options")), device=device)
         first = make_rule(options).init(training_key(options))[0]
         wanted = tree.new({**tree.entries(state), "rule": first})
         return options, load(file, wanted, device=device)["rule"]

@@ -4,6 +4,7 @@ torch is loaded when the folder is already this run's: a wrong one is told of at
 that is killed in its first second can be resumed.
 """
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -53,22 +54,27 @@ def run(options: LpgOptions, began: float) -> None:
 
 
 def require_numbers(options: LpgOptions) -> None:
-    """Refuse numbers that the library is never told of.
+    """Refuse numbers that the library is told of too late, or never.
 
     Args:
         options: the options.
 
     Raises:
-        Refused: one is below 0.
+        Refused: one is out of its range.
     """
-    numbers = {
-        "--steps": options.steps,
-        "--checkpoint-every": options.checkpoint_every,
-        "--evaluate": options.evaluation.evaluate,
+    ranges = {
+        "--steps": (0, math.inf),
+        "--checkpoint-every": (0, math.inf),
+        "--evaluate": (0, math.inf),
+        "--seed": (-(2**63), 2**63 - 1),
+        "--gamma": (0, 1),
+        "--lmbda": (0, 1),
     }
-    for name, number in numbers.items():
-        if not number >= 0:
-            raise Refused(f"{name} is {number}, expected at least 0")
+    numbers = flat(options)
+    for name, (low, high) in ranges.items():
+        if not low <= numbers[name] <= high:
+            wanted = f"at least {low}" if high == math.inf else f"a number from {low} to {high}"
+            raise Refused(f"{name} is {numbers[name]}, expected {wanted}")
 
 
 def keep_config(folder: Path, options: LpgOptions) -> None:

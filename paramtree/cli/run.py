@@ -39,7 +39,7 @@ def set_up(threads: int, device: str) -> None:
         raise Refused(f"--threads is {threads}, expected at least 1")
     torch.set_num_threads(threads)
     try:
-        torch.zeros((), device=device)
+        torch.zeros((), device=device).item()  # the meta device has no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise Refused(f"--device is {device!r}, which can't be used here: {reason}") from None

@@ -57,7 +57,11 @@ def random_grid_world(n_types: int) -> Env:
 
     Raises:
         ValueError: ``n_types`` is below 1.
+        TypeError: it isn't an int.
     """
+    if not isinstance(n_types, int):
+        kind = type(n_types).__name__
+        raise TypeError(f"random_grid_world: n_types is a {kind}, expected an int")
     if n_types < 1:
         raise ValueError(f"random_grid_world: n_types is {n_types}, expected at least 1")
 
@@ -72,7 +76,7 @@ def random_grid_world(n_types: int) -> Env:
     def step(
         level: TensorDict, state: TensorDict, action: Tensor, noise: TensorDict
     ) -> tuple[TensorDict, TensorDict]:
-        _require_action(action, state)
+        _require_step(state, action, noise)
         batch, depth = state.batch_size, len(level.batch_size)
         table, before, layout = entries(level["table"]), state["objects"], state["object_cell"]
         cell = _lookup(table["landing"], depth, state["cell"] * N_ACTIONS + action)
@@ -107,7 +111,7 @@ def _reset(level: TensorDict, noise: TensorDict) -> TensorDict:
 def _step(
     level: TensorDict, state: TensorDict, action: Tensor, noise: TensorDict
 ) -> tuple[TensorDict, TensorDict]:
-    _require_action(action, state)
+    _require_step(state, action, noise)
     batch, depth = state.batch_size, len(level.batch_size)
     table, observation, drawn = (
         entries(tree) for tree in (level["table"], state["observation"], noise)
@@ -266,7 +270,7 @@ def _moving_state(
 # ---- checks ----
 
 
-def _require_action(action: Tensor, state: TensorDict) -> None:
+def _require_step(state: TensorDict, action: Tensor, noise: TensorDict) -> None:
     if action.dtype != torch.int64:
         wanted = f"torch.int64 (0 to {N_ACTIONS - 1})"
         raise TypeError(f"grid_world.step: action is {action.dtype}, expected {wanted}")
@@ -274,6 +278,11 @@ def _require_action(action: Tensor, state: TensorDict) -> None:
         got, wanted = tuple(action.shape), tuple(state.batch_size)
         raise ValueError(
             f"grid_world.step: action has shape {got}, expected {wanted} (the state's batch size)"
+        )
+    if noise.batch_size != state.batch_size:
+        got, wanted = tuple(noise.batch_size), tuple(state.batch_size)
+        raise ValueError(
+            f"grid_world.step: noise has batch size {got}, expected {wanted} (the state's)"
         )
 
 

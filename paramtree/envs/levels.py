@@ -23,6 +23,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from .. import rng
+from ..rng.keys import check_key
 from .base import Env
 from .gridlevel import N_ACTIONS, grid_level
 from .gridworld import grid_world, random_grid_world
@@ -166,6 +167,7 @@ def _of_world(name: str, world: _World) -> LevelDistribution:
     types, *values = zip(*world.objects, strict=True)
 
     def sample(key: Tensor) -> TensorDict:
+        check_key(f"{name}.sample", key)
         walls = torch.tensor(is_wall, device=key.device).expand(*key.shape[:-1], size * size)
         cell = _distinct(rng.fold_in(key, "cells"), ~walls, k + 1)
         reward, p_terminate, p_respawn = (torch.tensor(v, device=key.device) for v in values)
@@ -199,6 +201,7 @@ def _of_family(name: str, family: _Family) -> LevelDistribution:
     cells = size * size
 
     def sample(key: Tensor) -> TensorDict:
+        check_key(f"{name}.sample", key)
         batch = key.shape[:-1]
         names = ("steps", "objects", "side", "walls", "cells", "reward", "terminate", "respawn")
         keys = {name: rng.fold_in(key, name) for name in names}

@@ -21,7 +21,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-from ..tree import entries
+from ..tree import entries, require_tree
 from .gridlevel import N_ACTIONS, from_bits
 
 _CHUNK = 2**16  # states worked on at once: their tables stay in a core's cache
@@ -46,7 +46,7 @@ def optimal_return(level: TensorDict, horizon: int) -> Tensor:
 
     Raises:
         ValueError: the objects of the level are at random positions, or the horizon is negative.
-        TypeError: the horizon isn't an int.
+        TypeError: the horizon isn't an int, or the level no tree.
     """
     _require("optimal_return", level, horizon)
     parts = []
@@ -81,7 +81,7 @@ def optimal_reward_rate(level: TensorDict, horizon: int | None = None) -> Tensor
     Raises:
         ValueError: the objects of the level are at random positions, the horizon is below 1, or it
             is missing.
-        TypeError: the horizon isn't an int.
+        TypeError: the horizon isn't an int, or the level no tree.
     """
     _require("optimal_reward_rate", level, 1 if horizon is None else horizon, least=1)
     if horizon is None and torch.compiler.is_compiling():
@@ -221,6 +221,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _require(fn: str, level: TensorDict, horizon: int, least: int = 0) -> None:
+    require_tree(fn, "level", level)
     if not isinstance(horizon, int):
         raise TypeError(f"{fn}: horizon is {horizon!r}, expected an int")
     if horizon < least:

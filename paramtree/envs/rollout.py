@@ -19,7 +19,7 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from .. import rng
 from ..model import Model
-from ..tree import entries, lock, new
+from ..tree import entries, lock, new, require_tree
 from .base import Env
 
 
@@ -61,9 +61,10 @@ def rollout(
         ``observation`` from before an auto-reset, ``is_init`` False.
 
     Raises:
-        ValueError: ``length`` is below 1, the level doesn't fit the state, or the model's output
-            lacks a name.
-        TypeError: ``dist_class`` gives a distribution of another kind.
+        ValueError: ``length`` is below 1, the level doesn't fit the state, or the state or the
+            model's output lacks a name.
+        TypeError: ``dist_class`` gives a distribution of another kind, or the level or the state is
+            no tree.
     """
     _require(level, state, length)
     batch, depth = state.batch_size, len(level.batch_size)
@@ -217,8 +218,15 @@ def _stacked(steps: list[Any], dim: int, size: tuple[int, ...]) -> TensorDict:
 
 
 def _require(level: TensorDict, state: TensorDict, length: int) -> None:
+    require_tree("rollout", "level", level)
+    require_tree("rollout", "state", state)
     if not isinstance(length, int) or length < 1:
         raise ValueError(f"rollout: length is {length!r}, expected an int of at least 1")
+    lacks = [name for name in ("observation", "is_init") if name not in entries(state)]
+    if lacks:
+        raise ValueError(
+            f"rollout: state lacks {', '.join(lacks)}, expected it as env.reset gives it"
+        )
     size, depth = state.batch_size, len(level.batch_size)
     if size[:depth] != level.batch_size:
         wanted = f"it to begin with {tuple(level.batch_size)} (the level's batch size)"

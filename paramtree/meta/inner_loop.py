@@ -128,7 +128,8 @@ def inner_loop(
         ``(states, trajectories)`` by group, with the task axis in front.
 
     Raises:
-        ValueError: names of groups and states differ, or as in ``train_agent``.
+        ValueError: names or batch sizes of groups and states differ, or as in ``train_agent``.
+        TypeError: a group isn't a triple, or its levels or states aren't trees.
     """
     _require_groups(groups, states, optimizers)
     after, trajectories = {}, {}
@@ -157,7 +158,19 @@ def _require_groups(groups: Mapping[str, Any], states: TensorDict, optimizers: A
             raise ValueError(
                 f"inner_loop: {argument} has the names {names}, expected {wanted} (from groups)"
             )
-    for name, (_, _, levels) in groups.items():
+    for name, group in groups.items():
+        if not (isinstance(group, tuple) and len(group) == 3):
+            raise TypeError(
+                f"inner_loop: group {name} is a {type(group).__name__}, "
+                "expected (agent, env, levels)"
+            )
+        levels = group[2]
+        tree.require_tree("inner_loop", f"the levels of {name}", levels)
+        tree.require_tree("inner_loop", f"the state of {name}", states.get(name))
         if len(levels.batch_size) != 1:
             sizes = f"{list(levels.batch_size)}, expected [n_tasks]"
             raise ValueError(f"inner_loop: the levels of {name} have batch size {sizes}")
+        size = states.get(name).batch_size
+        if size != levels.batch_size:
+            sizes = f"{list(size)}, expected {list(levels.batch_size)} (from its levels)"
+            raise ValueError(f"inner_loop: the states of {name} have batch size {sizes}")

@@ -156,7 +156,16 @@ def reward_curve(
 
     Returns:
         ``[n, updates]`` mean reward per step in each rollout, over workers and steps.
+
+    Raises:
+        ValueError: ``updates`` or ``length`` is below 1, or the levels have another batch size.
     """
+    tree.require_tree("reward_curve", "levels", levels)
+    if len(levels.batch_size) != 1:
+        sizes = f"{list(levels.batch_size)}, expected [n]"
+        raise ValueError(f"reward_curve: levels has batch size {sizes}")
+    if updates < 1:
+        raise ValueError(f"reward_curve: updates is {updates}, expected at least 1")
     n = levels.batch_size[0]
     born, lived = rng.fold_in(key, "birth"), rng.fold_in(key, "life")
     group = {"agents": (habitat.agent, habitat.env, levels)}

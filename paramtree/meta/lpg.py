@@ -13,6 +13,7 @@ Source: Oh et al. (2020), "Discovering reinforcement learning algorithms"; GROOV
 (2023), "Discovering general reinforcement learning algorithms with adversarial environment design".
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -57,7 +58,9 @@ def lpg_network(
         m]``, which adds up to 1. Params: ``embedding``, ``lstm`` or ``gru``, ``pi_hat``, ``y_hat``.
 
     Raises:
-        ValueError: the cell is another, or a size is below 1.
+        ValueError: the cell is another, or a size is below 1; when applied, a key is missing, or a
+            shape is wrong.
+        TypeError: when applied, ``done`` isn't bool.
 
     Source: Oh et al. (2020), section 4.1 and appendix; GROOVE: Jackson et al. (2023), appendix.
     """
@@ -80,7 +83,14 @@ def lpg_network(
     def apply(
         params: TensorDict, buffers: TensorDict, td: TensorDictBase
     ) -> tuple[TensorDict, TensorDict]:
-        size = td.batch_size
+        tree.require_tree("lpg_network", "params", params)
+        tree.require_tree("lpg_network", "td", td)
+        lacking = [name for name in parts if name not in params.keys()]
+        if lacking:
+            raise ValueError(f"lpg_network: params lack {', '.join(lacking)}, as init makes them")
+        if not td.batch_size:
+            raise ValueError("lpg_network: the td has batch size [], expected [*B, T]")
+        size, time = td.batch_size, td.names.index("time") if "time" in td.names else -1
         done = _per_step(td, "done")
         both = torch.stack([_prediction(td, n_prediction), _prediction(td, n_prediction, "next")])
         both = _softmax(both)  # [2, *B, T, m]
@@ -90,8 +100,8 @@ def lpg_network(
         if gamma_input:
             columns.append(_per_step(td, "gamma").expand(size))
         columns += [_per_step(td, "action_prob"), now, following.masked_fill(done, 0.0)]
-        steps = [column.to(both.dtype).movedim(-1, 0) for column in columns]
-        inputs = torch.stack(steps, -1), done.movedim(-1, 0)  # [T, *B, n_input], [T, *B]
+        steps = [column.to(both.dtype).movedim(time, 0) for column in columns]
+        inputs = torch.stack(steps, -1), done.movedim(time, 0)  # [T, *B, n_input], [T, *B]
         hidden = parts[cell](params[cell], tree.new({}), inputs)[0]  # [T, *B, n_hidden]
         if activation is not None:
             hidden = activation(hidden)
@@ -100,12 +110,12 @@ def lpg_network(
         weight, bias = (
             torch.cat([params[head, name] for head in heads]) for name in ("weight", "bias")
         )
-        out = F.linear(hidden, weight, bias).movedim(0, len(size) - 1)  # [*B, T, 1 + m]
+        out = F.linear(hidden, weight, bias).movedim(0, time % len(size))  # [*B, T, 1 + m]
         written = {
             "pi_hat": out[..., 0],
             "y_hat": _softmax(out[..., 1:]),
         }
-        return tree.new({**tree.entries(tree.lock(td)), **written}, size), buffers
+        return tree.rebuild(td, {**tree.entries(tree.lock(td)), **written}), buffers
 
     return Model(init, apply)
 
@@ -116,9 +126,9 @@ def _softmax(x: Tensor) -> Tensor:
 
 def _per_step(td: TensorDictBase, name: str) -> Tensor:
     """Entry with one number a step, of the batch's shape; a trailing axis of one is dropped."""
-    value = _entry(td, name)
+    value = _entry("lpg_network", td, name)
     if value.shape == (*td.batch_size, 1):
-        return value[..., 0]
+        value = value[..., 0]
     if value.shape != td.batch_size:
         raise ValueError(
             f"lpg_network: {name} has shape {tuple(value.shape)}, "
@@ -130,7 +140,7 @@ def _per_step(td: TensorDictBase, name: str) -> Tensor:
 
 
 def _prediction(td: TensorDictBase, n_prediction: int, *prefix: str) -> Tensor:
-    value = _entry(td, *prefix, "prediction")
+    value = _entry("lpg_network", td, *prefix, "prediction")
     wanted = (*td.batch_size, n_prediction)
     if value.shape != wanted:
         text = tree.show_path((*prefix, "prediction"))
@@ -141,14 +151,12 @@ def _prediction(td: TensorDictBase, n_prediction: int, *prefix: str) -> Tensor:
     return value
 
 
-def _entry(td: TensorDictBase, *path: str) -> Any:
+def _entry(fn: str, td: TensorDictBase, *path: str) -> Any:
     value: Any = td
     for name in path:
         if not isinstance(value, TensorDictBase) or name not in value.keys():
             known = ", ".join(tree.show_path(p) for p in tree.paths(td)) or "none"
-            raise ValueError(
-                f"lpg_network: the td has no {tree.show_path(path)}; its keys are {known}"
-            )
+            raise ValueError(f"{fn}: the td has no {tree.show_path(path)}; its keys are {known}")
         value = value.get(name)
     return value
 
@@ -165,8 +173,8 @@ def lpg_rule(
 
     Args:
         network: model as ``lpg_network`` makes it.
-        gamma: discount that the network is told of; an entry ``gamma`` of the trajectory wins over
-            it.
+        gamma: discount that the network is told of, float or tensor, 0-d or of the trajectory's
+            batch size; an entry ``gamma`` of the trajectory wins over it.
         dist_class: distribution of the actions, made of the actor's outputs.
         prediction_coeff: alpha, weight of the predictions' divergence from their targets.
         full_stop: whether pi(a_t|s_t), y(s_t) and y(s_{t+1}) enter the network cut off from the
@@ -177,6 +185,9 @@ def lpg_rule(
         The rule, for agents that give the policy's parameters and ``prediction``; params are the
         network's.
 
+    Raises:
+        ValueError: when applied, the trajectory lacks a key, or ``gamma`` has another shape.
+
     Source: Oh et al. (2020), equation 3; Jackson et al. (2023) for the full stop.
     """
 
@@ -184,10 +195,14 @@ def lpg_rule(
         params: TensorDict, buffers: TensorDict, td: TensorDict
     ) -> tuple[TensorDict, TensorDict]:
         policy = losses.distribution(td, dist_class)
+        entry = partial(_entry, "lpg_rule", td)
+        log_prob = policy.log_prob(entry("action"))
+        if log_prob.ndim > td.batch_dims:  # of the components of an action: they add up
+            log_prob = log_prob.flatten(td.batch_dims).sum(-1)
         inputs = {
-            "action_prob": policy.log_prob(td["action"]).exp(),
-            "prediction": td["prediction"],
-            "next": tree.new({"prediction": td["next", "prediction"]}, td.batch_size),
+            "action_prob": log_prob.exp(),
+            "prediction": entry("prediction"),
+            "next": tree.new({"prediction": entry("next", "prediction")}, td.batch_size),
         }
         inputs = tree.new(inputs, td.batch_size)
         if full_stop:
@@ -195,16 +210,20 @@ def lpg_rule(
         told = torch.as_tensor(
             gamma, dtype=inputs["action_prob"].dtype, device=inputs["action_prob"].device
         )
+        if told.ndim and told.shape != td.batch_size:
+            raise ValueError(
+                f"lpg_rule: gamma has shape {tuple(told.shape)}, "
+                f"expected () or {list(td.batch_size)} (the batch)"
+            )
         data = {
-            "reward": td["next", "reward"],
-            "done": td["next", "done"],
+            "reward": entry("next", "reward"),
+            "done": entry("next", "done"),
             "gamma": td["gamma"] if "gamma" in td.keys() else told.expand(td.batch_size),
         }
-        out, buffers = network.apply(
-            params, buffers, tree.new({**data, **tree.entries(inputs)}, td.batch_size)
-        )
+        read = tree.rebuild(td, {**data, **tree.entries(inputs)})
+        out, buffers = network.apply(params, buffers, read)
         written = {"pi_hat": out["pi_hat"], "y_hat": out["y_hat"]}
-        return tree.new({**tree.entries(tree.lock(td)), **written}, td.batch_size), buffers
+        return tree.rebuild(td, {**tree.entries(tree.lock(td)), **written}), buffers
 
     def loss(td: TensorDict, **hyper: Any) -> TensorDict:
         return losses.lpg_agent_loss(

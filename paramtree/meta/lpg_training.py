@@ -64,8 +64,8 @@ def lpg_training(
     *,
     updates: int = 5,
     length: int = 20,
-    gamma: float = 0.99,
-    lmbda: float = 0.95,
+    gamma: float | Tensor = 0.99,
+    lmbda: float | Tensor = 0.95,
     chunk: int | None = None,
     dist_class: Any = Categorical,
     **regularizers: Any,
@@ -92,11 +92,16 @@ def lpg_training(
 
     Raises:
         ValueError: there is no population, or a size is below 1.
+        TypeError: a population is something else.
 
     Source: Oh et al. (2020), algorithm 1.
     """
     if not populations:
         raise ValueError("lpg_training: no populations given, expected {group: Population}")
+    for name, population in populations.items():
+        if not isinstance(population, Population):
+            kind = type(population).__name__
+            raise TypeError(f"lpg_training: {name} is a {kind}, expected a Population")
     for name, number in (
         ("updates", updates),
         ("length", length),
@@ -213,8 +218,8 @@ def _joined(parts: list[TensorDict]) -> TensorDict:
 def _judge(
     population: Population,
     length: int,
-    gamma: float,
-    lmbda: float,
+    gamma: float | Tensor,
+    lmbda: float | Tensor,
     dist_class: Any,
     regularizers: dict[str, Any],
     state: TensorDict,
@@ -265,7 +270,11 @@ def _judge(
 
 
 def _update_critic(
-    population: Population, critic: TensorDict, td: TensorDict, gamma: float, lmbda: float
+    population: Population,
+    critic: TensorDict,
+    td: TensorDict,
+    gamma: float | Tensor,
+    lmbda: float | Tensor,
 ) -> tuple[TensorDict, Tensor, Tensor]:
     """One step of the critic on a trajectory, and the normalized advantages from before it."""
     data = tree.new({"observation": td["observation"], "next": td["next"]}, td.batch_size)

@@ -5,10 +5,9 @@ from: a hand-written one adds ``advantage`` and ``value_target``, a learned one 
 ``y_hat``. Its ``loss`` is the reducer that the agent then descends. Both kinds run behind one pair
 of functions, so one evaluation compares them all.
 
-    outputs = agent(params, td)                     # now and next, outside the differentiated
-    function targets = rule.apply(rule_params, outputs)      # constant for the inner gradient, a
-    function of all for the outer params' = params + optimizer(grad_p total(rule.loss(agent(p,
-    targets))))
+    outputs = agent(params, td)                  # now and next, outside the differentiated function
+    targets = rule.apply(rule_params, outputs)   # constant for the inner gradient, not the outer
+    params' = params + optimizer(grad_p total(rule.loss(agent(p, targets))))
 """
 
 from collections.abc import Callable

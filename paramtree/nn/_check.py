@@ -53,6 +53,12 @@ def parameters(
                 f"{layer}: params.{name} has shape {tuple(value.shape)}, expected {shape} "
                 f"(from {made}){hint}"
             )
+        wanted_dtype = entries[next(iter(wanted))].dtype
+        if not value.is_floating_point() or value.dtype != wanted_dtype:
+            raise TypeError(
+                f"{layer}: params.{name} has dtype {value.dtype}, expected one float dtype for all "
+                f"({', '.join(wanted)})"
+            )
     return [entries[name] for name in wanted]
 
 

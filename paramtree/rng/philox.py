@@ -33,8 +33,9 @@ def philox4x32(counter: Tensor, words: Tensor) -> Tensor:
         ValueError: the shapes are not as above.
     """
     for name, tensor, size in (("counter", counter, 4), ("words", words, 2)):
-        if tensor.dtype != torch.int64:
-            raise TypeError(f"philox4x32: {name} has dtype {tensor.dtype}, expected torch.int64")
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
+            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"philox4x32: {name} is {got}, expected an int64 tensor")
         if tensor.dim() == 0 or tensor.shape[-1] != size:
             got = tuple(tensor.shape)
             raise ValueError(f"philox4x32: {name} has shape {got}, expected [*any, {size}]")

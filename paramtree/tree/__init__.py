@@ -25,6 +25,7 @@ from .names import partition as partition
 from .names import replace as replace
 from .names import select as select
 from .structure import Structure as Structure
+from .structure import as_tree as as_tree
 from .structure import count as count
 from .structure import entries as entries
 from .structure import flatten as flatten
@@ -33,6 +34,7 @@ from .structure import lock as lock
 from .structure import new as new
 from .structure import parse_path as parse_path
 from .structure import paths as paths
+from .structure import rebuild as rebuild
 from .structure import require_same as require_same
 from .structure import require_tree as require_tree
 from .structure import shared_batch_size as shared_batch_size

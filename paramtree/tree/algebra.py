@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, is_non_tensor
 from torch import Tensor
 
 from .structure import (
     Structure,
+    as_tree,
+    entries,
     flatten,
     require_same,
     require_tree,
@@ -93,7 +95,8 @@ def stack(trees: Sequence[TensorDictBase]) -> TensorDict:
         The tree, with batch sizes ``[n, *b]``.
 
     Raises:
-        ValueError: there are none, or their names, shapes or batch sizes differ.
+        ValueError: there are none, or their names, shapes, batch sizes or data beside the tensors
+            differ.
         TypeError: one isn't a tree, or leaves differ in dtype.
     """
     trees = list(trees)
@@ -118,9 +121,14 @@ def _require_batch_sizes(index: int, first: Any, tree: Any, path: tuple[str, ...
         where = f"{show_path(path)} of tree {index}" if path else f"tree {index}"
         sizes = f"{list(tree.batch_size)}, expected {list(first.batch_size)} (from tree 0)"
         raise ValueError(f"stack: {where} has batch size {sizes}")
-    for name in tree.keys():
-        if isinstance(tree.get(name), TensorDictBase):
-            _require_batch_sizes(index, first.get(name), tree.get(name), (*path, name))
+    for name, value in entries(tree).items():
+        subtree, data = as_tree(value), is_non_tensor(value)
+        if subtree is not None:
+            _require_batch_sizes(index, as_tree(entries(first)[name]), subtree, (*path, name))
+        elif data and value.data != entries(first)[name].data:
+            wanted = f"{entries(first)[name].data!r} (from tree 0)"
+            text = f"{show_path((*path, name))} of tree {index} is {value.data!r}"
+            raise ValueError(f"stack: {text}, expected {wanted}")
 
 
 def unstack(tree: TensorDictBase) -> list[TensorDict]:
@@ -157,7 +165,7 @@ def with_axis(structure: Structure, size: int) -> Structure:
     Returns:
         The structure.
     """
-    return _rebatched(structure, lambda batch_size: torch.Size((size, *batch_size)))
+    return _rebatched(structure, lambda dims, new: [new, *dims], size)
 
 
 def without_axis(structure: Structure) -> Structure:
@@ -169,15 +177,20 @@ def without_axis(structure: Structure) -> Structure:
     Returns:
         The structure.
     """
-    return _rebatched(structure, lambda batch_size: batch_size[1:])
+    return _rebatched(structure, lambda dims, _: dims[1:], 0)
 
 
-def _rebatched(structure: Structure, change: Callable[[torch.Size], torch.Size]) -> Structure:
+def _rebatched(structure: Structure, change: Callable[..., Any], size: int) -> Structure:
+    """Structure with ``change(dims, new)`` for its batch sizes and the names of its dimensions."""
     if not structure.children and structure.kind != "tree":
         return structure
-    children = tuple([_rebatched(child, change) for child in structure.children])
-    size = change(structure.batch_size) if structure.kind == "tree" else structure.batch_size
-    return Structure(structure.kind, structure.names, children, structure.order, size)
+    children = tuple([_rebatched(child, change, size) for child in structure.children])
+    sizes, dim_names = structure.batch_size, structure.dim_names
+    if structure.kind == "tree":
+        sizes = torch.Size(change(sizes, size))
+        dim_names = None if dim_names is None else change(dim_names, None)
+    kind, names, order = structure.kind, structure.names, structure.order
+    return Structure(kind, names, children, order, sizes, dim_names)
 
 
 def ravel(tree: TensorDictBase) -> tuple[Tensor, Callable[[Tensor], TensorDict]]:

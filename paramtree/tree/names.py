@@ -14,15 +14,16 @@ from torch import Tensor
 
 from .structure import (
     Path,
+    as_tree,
     entries,
     flatten,
     lock,
     new,
     parse_path,
     paths,
+    rebuild,
     require_same,
     require_tree,
-    shared_batch_size,
     show_path,
     unflatten,
 )
@@ -108,7 +109,7 @@ def _split(
                 )
         wanted |= matched
     chosen, rest = _divide(tree, (), wanted)
-    empty = new({}, tree.batch_size)
+    empty = rebuild(tree, {})
     return (empty if chosen is None else chosen), (empty if rest is None else rest)
 
 
@@ -118,8 +119,9 @@ def _divide(tree: TensorDictBase, prefix: Path, wanted: set[Path]) -> tuple[Any,
     rest: dict[str, Any] = {}
     for name, value in source.items():
         path = (*prefix, name)
-        if isinstance(value, TensorDictBase):
-            inside, outside = _divide(value, path, wanted)
+        subtree = as_tree(value)
+        if subtree is not None:
+            inside, outside = _divide(subtree, path, wanted)
             if inside is not None:
                 chosen[name] = inside
             if outside is not None:
@@ -127,8 +129,8 @@ def _divide(tree: TensorDictBase, prefix: Path, wanted: set[Path]) -> tuple[Any,
         else:
             (chosen if path in wanted else rest)[name] = value
     return (
-        new(chosen, tree.batch_size) if chosen else None,
-        new(rest, tree.batch_size) if rest or not source else None,
+        rebuild(tree, chosen) if chosen else None,
+        rebuild(tree, rest) if rest or not source else None,
     )
 
 
@@ -215,7 +217,7 @@ def _merge(left: TensorDict, right: TensorDict, prefix: Path) -> TensorDict:
             raise ValueError(
                 f"merge: {text} is in two trees; drop it from one first: exclude(tree, {text})"
             )
-    return new(values, left.batch_size)
+    return rebuild(left, values)
 
 
 def replace(tree: TensorDictBase, values: Mapping[Any, Any]) -> TensorDict:
@@ -235,6 +237,9 @@ def replace(tree: TensorDictBase, values: Mapping[Any, Any]) -> TensorDict:
         TypeError: a path or a value is of another kind, or a row of another dtype.
     """
     require_tree("replace", "tree", tree)
+    if not isinstance(values, Mapping):
+        kind = type(values).__name__
+        raise TypeError(f"replace: values is a {kind}, expected {{path: value}}")
     out = lock(tree)
     for path, value in values.items():
         out = _replace(out, parse_path("replace", path, indices=True), value, ())
@@ -247,11 +252,12 @@ def _replace(node: Any, path: tuple[Any, ...], value: Any, done: tuple[Any, ...]
     head, rest = path[0], path[1:]
     if not isinstance(head, str):
         return _replace_row(node, head, rest, value, done)
-    if not isinstance(node, TensorDictBase):
+    subtree = as_tree(node)
+    if subtree is None:
         raise ValueError(
             f"replace: {show_path(done)} is a leaf, so {show_path((*done, *path))} is not there"
         )
-    source = entries(node)
+    node, source = subtree, entries(subtree)
     if rest and head not in source:
         raise ValueError(
             f"replace: {show_path((*done, head))} is not there; {_nearest(paths(node), path)}"
@@ -259,7 +265,7 @@ def _replace(node: Any, path: tuple[Any, ...], value: Any, done: tuple[Any, ...]
     if not rest:
         value = _fitting(value, node, (*done, head), source.get(head))
     source[head] = _replace(source.get(head), rest, value, (*done, head))
-    return new(source, shared_batch_size(source, node.batch_size))
+    return rebuild(node, source)
 
 
 def _fitting(value: Any, node: TensorDictBase, path: tuple[Any, ...], old: Any) -> Any:
@@ -267,8 +273,7 @@ def _fitting(value: Any, node: TensorDictBase, path: tuple[Any, ...], old: Any) 
     size = node.batch_size
     if isinstance(value, (bool, int, float, complex)):
         like = old if isinstance(old, Tensor) else next(iter(flatten(node)[0]), torch.zeros(()))
-        dtype = old.dtype if isinstance(old, Tensor) else None
-        value = torch.as_tensor(value, dtype=dtype, device=like.device)
+        value = _number(value, path, old.dtype if isinstance(old, Tensor) else None, like.device)
     if isinstance(value, TensorDictBase):
         value = lock(value)
     elif not isinstance(value, Tensor):
@@ -300,8 +305,11 @@ def _replace_row(
     if isinstance(row, TensorDictBase):
         row = _with_batch_size(row, node)
     fresh = _replace(row, rest, value, path)
-    if isinstance(fresh, (bool, int, float)):
-        fresh = torch.full_like(row, fresh)
+    if isinstance(fresh, (bool, int, float, complex)) and isinstance(row, Tensor):
+        fresh = _number(fresh, path, row.dtype, row.device).expand(row.shape)
+    elif not isinstance(fresh, Tensor if isinstance(row, Tensor) else TensorDictBase):
+        kinds = f"{type(fresh).__name__}, expected a {type(row).__name__}"
+        raise TypeError(f"replace: the value for {show_path(path)} is a {kinds}")
     parts, other = flatten(fresh)
     require_same("replace", (f"the value for {show_path(path)}", other), ("the tree", structure))
     for name, leaf, part in zip(structure.paths(), leaves, parts, strict=True):
@@ -317,6 +325,16 @@ def _replace_row(
         torch.select_scatter(leaf, part, 0, index) for leaf, part in zip(leaves, parts, strict=True)
     ]
     return unflatten(structure, rows)
+
+
+def _number(
+    value: complex, path: tuple[Any, ...], dtype: torch.dtype | None, device: Any
+) -> Tensor:
+    """0-d tensor of a number; of a dtype where one is given, which has to hold it."""
+    kinds = (int, float) if dtype is None or dtype.is_floating_point else int
+    if dtype is not None and not dtype.is_complex and not isinstance(value, kinds):
+        raise TypeError(f"replace: the value for {show_path(path)} is {value}, expected {dtype}")
+    return torch.as_tensor(value, dtype=dtype, device=device)
 
 
 def _with_batch_size(row: TensorDict, node: TensorDictBase) -> TensorDict:

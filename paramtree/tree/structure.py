@@ -9,7 +9,7 @@ from typing import Any
 
 import optree
 import torch
-from tensordict import TensorDict, TensorDictBase, is_non_tensor, is_tensorclass
+from tensordict import NonTensorData, TensorDict, TensorDictBase, is_non_tensor, is_tensorclass
 from torch import Tensor
 
 Path = tuple[str, ...]
@@ -26,6 +26,19 @@ def new(entries: Mapping[str, Any], batch_size: Sequence[int] = ()) -> TensorDic
         The tree; it shares the tensors.
     """
     return _node(entries, torch.Size(batch_size))
+
+
+def rebuild(tree: TensorDictBase, entries: Mapping[str, Any]) -> TensorDict:
+    """Locked tree of other entries, with the batch size and the named dimensions of a tree.
+
+    Args:
+        tree: the tree whose level is built again.
+        entries: tensors whose shapes begin with its batch size, and trees that are locked already.
+
+    Returns:
+        The tree; it shares the tensors.
+    """
+    return _node(entries, tree.batch_size, _dim_names(tree))
 
 
 def entries(tree: TensorDictBase) -> dict[str, Any]:
@@ -54,8 +67,30 @@ def lock(tree: TensorDictBase) -> TensorDict:
     """
     if type(tree) is TensorDict and tree._is_locked:
         return tree
-    values = {n: lock(v) if isinstance(v, TensorDictBase) else v for n, v in entries(tree).items()}
-    return _node(values, tree.batch_size, _dim_names(tree))
+    return rebuild(tree, {name: _locked(value) for name, value in entries(tree).items()})
+
+
+def _locked(value: Any) -> Any:
+    subtree = as_tree(value)
+    return value if subtree is None else lock(subtree)
+
+
+def as_tree(value: Any) -> TensorDictBase | None:
+    """The tree that a value is, if it's one; a tensorclass is one too: its names are what matters.
+
+    Args:
+        value: an entry of a tree, or of a nest.
+
+    Returns:
+        The tree, or None for a tensor and for data that holds no tensors.
+    """
+    if type(value) is TensorDict:
+        return value
+    if isinstance(value, Tensor) or is_non_tensor(value):
+        return None
+    if isinstance(value, TensorDictBase):
+        return value
+    return value._tensordict if is_tensorclass(value) else None
 
 
 class Structure:
@@ -120,11 +155,12 @@ def _flatten(value: Any, leaves: list[Tensor]) -> Structure:
     if isinstance(value, Tensor):
         leaves.append(value)
         return _LEAF
-    if isinstance(value, TensorDictBase):
-        source = value._tensordict if type(value) is TensorDict else entries(value)
+    tree = as_tree(value)
+    if tree is not None:
+        source = tree._tensordict if type(tree) is TensorDict else entries(tree)
         names = tuple(sorted(source))
         children = tuple([_flatten(source[name], leaves) for name in names])
-        size, dim_names = value.batch_size, _dim_names(value)
+        size, dim_names = tree.batch_size, _dim_names(tree)
         return Structure("tree", names, children, tuple(source), size, dim_names)
     if isinstance(value, (tuple, list)):  # noqa: UP038 (compiled code knows this form)
         children = tuple([_flatten(item, leaves) for item in value])
@@ -133,8 +169,6 @@ def _flatten(value: Any, leaves: list[Tensor]) -> Structure:
         names = tuple(sorted(value))
         children = tuple([_flatten(value[name], leaves) for name in names])
         return Structure(dict, names, children, tuple(value))
-    if is_tensorclass(value) and not is_non_tensor(value):
-        return _flatten(value._tensordict, leaves)  # as a tree: what matters here are its names
     return Structure("static", static=value)
 
 
@@ -183,13 +217,16 @@ def _unflatten(structure: Structure, leaves: Iterator[Tensor]) -> Any:
         return tuple(values)
     if kind is list:
         return values
-    if kind != "tree" and kind is not dict:
-        return kind(*values)  # a NamedTuple
+    if kind != "tree" and kind is not dict:  # a NamedTuple, or another kind, such as torch.Size
+        return kind(*values) if hasattr(kind, "_fields") else kind(values)
     named = dict(zip(structure.names, values, strict=True))
     ordered = {name: named[name] for name in structure.order}
     if kind is dict:
         return ordered
     size = shared_batch_size(ordered, structure.batch_size)
+    for name, child in zip(structure.names, structure.children, strict=True):
+        if child.kind == "static" and type(child.static) is NonTensorData:
+            ordered[name] = NonTensorData(child.static.data, batch_size=size)
     names = structure.dim_names if len(size) == len(structure.batch_size) else None
     return _node(ordered, size, names)
 
@@ -215,13 +252,17 @@ def shared_batch_size(values: Mapping[str, Any], batch_size: Sequence[int]) -> t
 
 
 def _node(values: Mapping[str, Any], batch_size: torch.Size, dim_names: Any = None) -> TensorDict:
-    tree = TensorDict._new_unsafe(values, batch_size, names=dim_names)  # pyright: ignore
+    tree = TensorDict._new_unsafe(values, batch_size)  # pyright: ignore
+    if dim_names is not None:  # as an argument, compiled code drops them or renames sub-trees
+        tree._td_dim_names = dim_names
     tree._is_locked = True
     return tree
 
 
 def _dim_names(tree: TensorDictBase) -> Any:
-    return tree._td_dim_names if type(tree) is TensorDict else None
+    if type(tree) is TensorDict:
+        return tree._td_dim_names
+    return list(tree.names) if any([name is not None for name in tree.names]) else None
 
 
 def leaves(tree: Any) -> list[Tensor]:

@@ -1,10 +1,10 @@
 """Tune A2C for tabular grid worlds: the opponent that a learned rule is measured against.
 
 The full grid of actor rate x entropy weight x discount x trace decay, each on the same 64 tuning
-levels with the same noise, by the mean reward per step over the last fifth of a life. Where the
-best stands on an edge of the grid, the grid grows there; the sixteen best are then run on 256
-further levels, and the best of these is the result. Results are kept as they come, so that an
-interrupted run goes on where it was.
+levels with the same noise, by the mean reward per step over the last fifth of a life. Then the
+neighbors of the best in all four directions at once, beyond the edges of the grid too, until the
+best has none that is better. The sixteen best are run on 256 further levels, and the best of these
+is the result. Scores are kept as they come, so that an interrupted run goes on where it was.
 
     python tests/benchmarks/tune_a2c.py small
 """
@@ -24,16 +24,16 @@ from paramtree.envs import level_distribution
 from paramtree.meta import a2c_habitat, a2c_rule, reward_curve
 
 GRID = {
-    "rate": [10.0, 20.0, 40.0, 80.0],
-    "entropy": [0.003, 0.01, 0.03],
-    "gamma": [0.7, 0.8, 0.9, 0.95, 0.99],
+    "rate": [10.0, 20.0, 40.0, 80.0, 160.0],
+    "entropy": [0.003, 0.01, 0.03, 0.09, 0.27],
+    "gamma": [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99],
     "lmbda": [0.8, 0.95, 1.0],
 }
-GROW = {
-    "rate": (lambda x: x / 2, lambda x: x * 2),
-    "entropy": (lambda x: round(x / 3, 6), lambda x: round(x * 3, 6)),
-    "gamma": (lambda x: x - 0.1, lambda x: 1 - (1 - x) / 2),
-    "lmbda": (lambda x: x - 0.2, None),  # a trace cannot be longer than 1
+LADDERS = {  # where the search may go from the grid
+    "rate": [1.25, 2.5, 5.0, *GRID["rate"], 320.0, 640.0, 1280.0, 2560.0],
+    "entropy": [0.0003, 0.001, *GRID["entropy"], 0.81, 2.43, 7.29],
+    "gamma": [0.1, 0.2, 0.3, 0.4, *GRID["gamma"], 0.995, 0.999],
+    "lmbda": [0.2, 0.4, 0.6, *GRID["lmbda"]],
 }
 UPDATES, LENGTH, TUNING_LEVELS, FINAL_LEVELS, FINALISTS = 250, 20, 64, 256, 16
 
@@ -85,6 +85,15 @@ def run(
     return [known[stage, json.dumps(config)] for config in configs]
 
 
+def neighbors(config: dict[str, float]) -> list[dict[str, float]]:
+    """All configurations at most one step away on each ladder."""
+    near = []
+    for name, ladder in LADDERS.items():
+        at = ladder.index(config[name])
+        near.append(ladder[max(at - 1, 0) : at + 2])
+    return [dict(zip(LADDERS, values, strict=True)) for values in itertools.product(*near)]
+
+
 def main() -> None:
     """Tune, and write the result beside the raw scores."""
     parser = argparse.ArgumentParser(
@@ -97,31 +106,21 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     folder = Path(__file__).parent / "results"
     raw = folder / f"a2c_{arguments.world}.jsonl"
-    grid = {name: list(values) for name, values in GRID.items()}
+    configs = [dict(zip(GRID, v, strict=True)) for v in itertools.product(*GRID.values())]
     while True:
-        configs = [
-            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
-        ]
         rows = run(raw, arguments.world, "grid", configs, TUNING_LEVELS, arguments.workers)
         rows.sort(key=lambda row: -row["score"])
-        best, grown = rows[0]["config"], False
-        print(f"best of {len(rows)}: {best} {rows[0]['score']:.5f}", flush=True)
-        for name, values in grid.items():
-            lower, higher = GROW[name]
-            if best[name] == min(values):
-                values.insert(0, lower(best[name]))
-                grown = True
-            elif best[name] == max(values) and higher is not None:
-                values.append(higher(best[name]))
-                grown = True
-        if not grown:
+        print(f"best of {len(rows)}: {rows[0]['config']} {rows[0]['score']:.5f}", flush=True)
+        fresh = [config for config in neighbors(rows[0]["config"]) if config not in configs]
+        if not fresh:
             break
+        configs += fresh
     finalists = [row["config"] for row in rows[:FINALISTS]]
     final = run(raw, arguments.world, "final", finalists, FINAL_LEVELS, arguments.workers)
     final.sort(key=lambda row: -row["score"])
     result = {
         "world": arguments.world,
-        "grid": grid,
+        "scored": len(configs),
         "workers": arguments.workers,
         "best": final[0],
         "runners_up": final[1:4],

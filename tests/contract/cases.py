@@ -264,6 +264,12 @@ CASES = [
     # trees
     Case("tree.new", lambda a: tree.new({"a": a}), lambda: (draw("a", 2),)),
     Case("tree.lock", lambda p: tree.lock(p), lambda: (params().clone(),)),
+    Case(
+        "tree.rebuild",
+        lambda p: tree.rebuild(p, {"meta": p["meta"], "n": p["meta", "w"].sum()}),
+        lambda: (params(),),
+        covers=("tree.as_tree",),
+    ),
     Case("tree.entries", lambda p: tree.entries(p), lambda: (params(),)),
     Case(
         "tree.flatten",

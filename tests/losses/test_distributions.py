@@ -166,6 +166,13 @@ def test_normals_of_one_component():
         assert_close(objective(td, dist_class), flat)
 
 
+def test_what_is_no_normal_is_refused():
+    with pytest.raises(ValueError, match=r"independent_normal: scale has shape \(4,\).*from loc"):
+        independent_normal(draw(3), draw(4))
+    with pytest.raises(TypeError, match="independent_normal: loc has dtype int64"):
+        independent_normal(torch.arange(3), draw(3))
+
+
 def test_a_vector_of_bits():
     logits = draw(4, 3)
     action = (draw(4, 3, seed=1) > 0).double()

@@ -304,3 +304,57 @@ def test_compiled():
         out = torch.compile(fn, fullgraph=True, backend="aot_eager")(p, X)
         assert same(out, fn(p, X)) and out.is_locked
         torch._dynamo.reset()
+
+
+def test_inference_mode_has_gradients_too():
+    with torch.inference_mode():
+        assert grad(lambda x: x**3)(X) == 3 * X**2
+        assert torch.allclose(hvp(lambda x: x**3, X, X), 6 * X**2)
+        inside = X.clone()
+    assert grad(lambda x: x**2)(inside) == 2 * X
+
+
+def test_what_has_no_gradient_is_refused():
+    with pytest.raises(TypeError, match="grad: argument 0 is a float, expected a tensor or a tree"):
+        grad(lambda a, b: a * b)(2.0, X)
+    with pytest.raises(TypeError, match="grad: fn returned a tensor of torch.complex128"):
+        grad(lambda x: x * 1j)(X)
+    with pytest.raises(
+        ValueError, match=r"grad: argnums is \(0, -1\), which names an argument twice"
+    ):
+        grad(lambda x: x * x, (0, -1))(X)
+    with pytest.raises(TypeError, match="grad: argnums is '0', expected an int"):
+        grad(lambda x: x, "0")(X)
+    with pytest.raises(ValueError, match=r"hvp: the vector has shape \(\), expected \(3,\)"):
+        hvp(lambda x: x.pow(3).sum(), X.expand(3), X)
+
+
+def test_aux_of_other_tuples():
+    aux = grad(lambda x: (x.sum(), (x.shape, x.max(0))), has_aux=True)(X.expand(3))[1]
+    assert aux[0] == (3,) and aux[1].values == X and aux[1].indices == 0
+
+
+def test_check_grads_never_passes_for_want_of_anything_to_hold():
+    for argument in (0.5, torch.tensor(3)):
+        with pytest.raises(TypeError, match="check_grads: there is no float64 tensor in the trees"):
+            check_grads(lambda g: X * g, argument)
+    with pytest.raises(TypeError, match="check_grads: fn returned a float, expected float tensors"):
+        check_grads(lambda g: g.item(), X)
+    with pytest.raises(AssertionError, match="autodiff"):
+        check_grads(lambda g: torch.complex(g.detach(), 3 * g), X)
+    with pytest.raises(AssertionError, match=r'hyper\["γ"\]: autodiff 0'):
+        check_grads(lambda hyper: hyper["γ"].detach(), TensorDict({"γ": X}))
+
+
+def test_checkpoint_of_gradients_inside_a_vmap():
+    x = torch.stack([X, 2 * X])
+
+    def after(rate):
+        return vmap(lambda q: q - rate * grad(lambda z: z.pow(3))(q))(x).sum()
+
+    assert torch.allclose(grad(checkpoint(after))(X), grad(after)(X))
+
+
+def test_vmap_names_a_keyword():
+    with pytest.raises(ValueError, match="vmap: the keyword 'h' has shape .* let fn close over it"):
+        vmap(lambda a, h: a * h)(torch.ones(3), h=X)

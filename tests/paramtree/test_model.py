@@ -221,3 +221,51 @@ def test_vmapped_compiled_and_differentiated():
     b = model.init(rng.key(0))[1]
     assert torch.allclose(run(p, b, td[0]), with_next(model)(p, b, td[0])["next", "state_value"])
     check_grads(lambda q: with_next(model)(q, b, td[0])["next", "state_value"], p)
+
+
+def test_with_next_writes_again_what_was_there():
+    model = td_model(affine(3, 1), ("agent", "x"), ("agent", "value"))
+    params, buffers = model.init(rng.key(0))
+    x, following = rng.normal(rng.key(1), (2, 4, 3), dtype=D)
+    td = TensorDict({"agent": {"x": x}, "next": {"agent": {"x": following}}}, [4])
+    once = with_next(model)(params, buffers, td)
+    twice = with_next(model)(tree.map(lambda w: 2 * w + 1, params), buffers, once)
+    for values, seen in ((twice, x), (twice["next"], following)):
+        assert torch.allclose(values["agent", "value"], seen @ (2 * params["weight"] + 1).mT)
+    assert tree.paths(once["next"]) == [("agent", "value"), ("agent", "x")]
+    bad = tree.replace(td, {"next.agent.x": following.float()})
+    with pytest.raises(TypeError, match="with_next: 'next.agent.x' is torch.float32 of shape"):
+        with_next(model)(params, buffers, bad)
+    with pytest.raises(
+        ValueError, match="with_next: the names differ: only the batch has 'agent.h'"
+    ):
+        with_next(model)(params, buffers, tree.replace(td, {"agent.h": torch.ones(4)}))
+
+
+def test_named_dimensions_come_through():
+    model = td_model(affine(3, 1), "x", ("a", "value"))
+    params, buffers = model.init(rng.key(0))
+    x = rng.normal(rng.key(1), (2, 4, 5, 3), dtype=D)
+    td = TensorDict({"x": x[0], "next": {"x": x[1]}}, [4, 5], names=["time", "env"])
+    seen = []
+    run = vmap(lambda q: seen.append(q.names) or with_next(model)(params, buffers, q))
+    out = run(tree.stack([td, td]))
+    assert seen == [["time", "env"]] and out.names == out["next"].names == [None, "time", "env"]
+    mapped = vmap(lambda p, q: model(p, buffers, q), (0, None))(tree.stack([params, params]), td)
+    assert mapped.names == [None, "time", "env"]
+
+
+def test_what_td_model_refuses():
+    params, buffers = affine(3, 1).init(rng.key(0))
+    td = TensorDict({"x": torch.ones(2, 3, dtype=D)}, [2])
+    with pytest.raises(TypeError, match="td_model: layer is a str, expected a Model"):
+        td_model("a", "x", "y")
+    with pytest.raises(TypeError, match="td_model: batch is a Tensor, expected a TensorDict"):
+        td_model(affine(3, 1), "x", "y")(params, buffers, td["x"])
+    with pytest.raises(ValueError, match="td_model: out_keys has 'x.y', but 'x' is a leaf"):
+        td_model(affine(3, 1), "x", "x.y")(params, buffers, td)
+    number = Model(affine(3, 1).init, lambda p, b, x: (3.0, b))
+    with pytest.raises(
+        TypeError, match="td_model: the output for 'y' is a float, expected a tensor"
+    ):
+        td_model(number, "x", "y")(params, buffers, td)

@@ -45,6 +45,17 @@ def test_results_are_not_overwritten(finished, tmp_path, capsys):
     assert (tmp_path / "summary.json").read_text() == "mine"
 
 
+def test_the_folder_of_a_run_and_a_file_take_no_results(finished, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")  # of a run that has no summary yet
+    (tmp_path / "file").write_text("mine")
+    for name, said in (("run", "config.json' is there already"), ("file", "is not a folder")):
+        assert main(["eval-lpg", str(finished), *FEW, "--out", str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def missing(path, state, metadata):
     path.unlink()
 
@@ -71,6 +82,10 @@ def no_options(path, state, metadata):
     save(path, state)
 
 
+def options_missing(path, state, metadata):
+    save(path, state, metadata={"command": "lpg"})
+
+
 def other_options(path, state, metadata):
     save(path, state, metadata={**metadata, "options": {"hidden": 4}})
 
@@ -84,6 +99,7 @@ def other_options(path, state, metadata):
         (other_names, "pi_hat"),
         (no_rule, "holds no learned rule"),
         (no_options, "holds no learned rule"),
+        (options_missing, "the options hold None"),
         (other_options, "not those of this version"),
     ],
 )
@@ -112,6 +128,8 @@ def test_a_checkpoint_of_another_version_is_refused(finished, tmp_path, monkeypa
         ("--count 0", "the number of levels is 0"),
         ("--updates 0", "the number of updates is 0"),
         ("--workers 0", "the number of workers is 0"),
+        ("--device meta", "--device is 'meta'"),
+        (f"--seed {2**63}", f"seed is {2**63}"),
     ],
 )
 def test_wrong_use_is_one_paragraph(finished, words, named, capsys):

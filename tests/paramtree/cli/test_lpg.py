@@ -180,7 +180,11 @@ def test_resume_refuses_what_would_change_the_run(finished, words, named, capsys
         ("--fresh --hidden 0", "0"),
         ("--fresh --meta-rate -1", "-1.0"),
         ("--fresh --device nowhere", "--device is 'nowhere'"),
+        ("--fresh --device meta", "--device is 'meta'"),
         ("--fresh --threads 0", "--threads is 0"),
+        (f"--fresh --seed {2**63}", f"--seed is {2**63}, expected a number from"),
+        ("--fresh --gamma 2", "--gamma is 2.0, expected a number from 0 to 1"),
+        ("--fresh --lmbda nan", "--lmbda is nan"),
     ],
 )
 def test_nothing_is_overwritten_by_wrong_use(finished, words, named, capsys):

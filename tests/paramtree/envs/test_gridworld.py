@@ -298,8 +298,14 @@ def test_wrong_actions_noise_and_levels_are_refused(stage):
         dist.env.step(levels, state, torch.zeros(4, dtype=torch.int64), noise[:, 0])
     with pytest.raises(ValueError, match=r"shape is \(4, 3\), expected it to begin with \(3,\)"):
         dist.env.noise(levels, rng.key(0), (4, 3))
+    with pytest.raises(ValueError, match=r"noise has batch size \(3, 1\), expected \(3, 4\)"):
+        dist.env.step(levels, state, torch.zeros(3, 4, dtype=torch.int64), noise[:, 0, :1])
+    with pytest.raises(TypeError, match="sample: key is int"):
+        dist.sample(3)
     other = random_grid_world(2) if dist.name == "small" else ENV
     with pytest.raises(ValueError, match="object_cell, so it is one for"):
         other.noise(levels, rng.key(0), (3,))
+    with pytest.raises(TypeError, match="n_types is a str"):
+        random_grid_world("2")
     with pytest.raises(ValueError, match="n_types is 0"):
         random_grid_world(0)

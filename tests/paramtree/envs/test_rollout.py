@@ -344,7 +344,7 @@ def test_compiled_is_the_same(small):
 def test_bad_arguments_are_refused(small):
     dist, level, state, params = small
 
-    def run(model=TABLE, level=level, length=3, **kwargs):
+    def run(model=TABLE, level=level, length=3, state=state, **kwargs):
         return rollout(dist.env, model, params, NOTHING, level, state, rng.key(0), length, **kwargs)
 
     wrong: list[Any] = [0, 2.0]
@@ -353,6 +353,10 @@ def test_bad_arguments_are_refused(small):
             run(length=length)
     with pytest.raises(ValueError, match=r"state has batch size \(8,\), expected it to begin"):
         run(level=dist.sample(rng.split(rng.key(0), 3)))
+    with pytest.raises(ValueError, match="state lacks is_init, expected it as env.reset gives"):
+        run(state=tree.exclude(state, "is_init"))
+    with pytest.raises(TypeError, match="rollout: state is a dict"):
+        run(state={})
     silent = policy(lambda p, x: {"value": x["is_init"]})
     with pytest.raises(ValueError, match="the model wrote 'value', expected 'logits', 'loc' and"):
         run(silent)

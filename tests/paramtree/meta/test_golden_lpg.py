@@ -193,12 +193,12 @@ def test_golden_lpg_meta_gradient(golden_lpg):
         close(slope, golden)
 
 
-def test_meta_gradient_without_full_stops_against_central_differences(golden_lpg):
+def test_golden_lpg_without_full_stops_against_central_differences(golden_lpg):
     probe, params = probe_of(golden_lpg, full_stop=False)
     check_grads(probe, params, max_entries=8, rtol=1e-6)
 
 
-def test_meta_gradient_of_one_update_against_central_differences(golden_lpg):
+def test_golden_lpg_one_update_against_central_differences(golden_lpg):
     rule, agent, optimizer, params, state = lpg_set_up(golden_lpg)
     td = rollout(golden_lpg)
 
@@ -209,7 +209,7 @@ def test_meta_gradient_of_one_update_against_central_differences(golden_lpg):
     check_grads(after_one, params, max_entries=8, rtol=1e-6)
 
 
-def test_the_full_stop_cuts_paths(golden_lpg):
+def test_golden_lpg_full_stop_cuts_paths(golden_lpg):
     stopped, params = probe_of(golden_lpg)
     whole, _ = probe_of(golden_lpg, full_stop=False)
     a, b = grad(stopped)(params), grad(whole)(params)

@@ -406,3 +406,60 @@ def test_the_network_reads_backward_and_stops_at_the_end_of_an_episode():
         True,
         True,
     ]  # nothing follows a done step
+
+
+def rule_input():
+    size, m = (3, 5), 4
+    words = rng.uniform(rng.key(3), (*size, 2 * m + 3), -1.0, 1.0)
+    done = rng.bernoulli(rng.key(4), 0.3, size)
+    following = {"prediction": words[..., :m], "reward": words[..., m], "done": done}
+    entries = {"logits": words[..., m + 1 : m + 3], "action": done.long(), "next": following}
+    return TensorDict({**entries, "prediction": words[..., m + 3 :]}, size)
+
+
+def test_lpg_reads_time_where_it_is_named():
+    rule = lpg_rule(lpg_network(4, 8))
+    params, memory = rule.init(rng.key(0))
+    td = rule_input()
+    swapped = tree.map(lambda x: x.transpose(0, 1), TensorDict(td.to_dict(), []))
+    swapped = TensorDict(swapped.to_dict(), [5, 3], names=["time", "env"])
+    ours, wanted = (rule.apply(params, memory, x)[0] for x in (swapped, td))
+    assert torch.allclose(ours["y_hat"].transpose(0, 1), wanted["y_hat"], atol=1e-6)
+    assert torch.allclose(ours["pi_hat"].mT, wanted["pi_hat"], atol=1e-6)
+    assert ours.names == ["time", "env"]
+
+
+def test_what_lpg_refuses():
+    network = lpg_network(4, 8)
+    rule, td = lpg_rule(network), rule_input()
+    params, memory = rule.init(rng.key(0))
+    with pytest.raises(ValueError, match="lpg_rule: the td has no 'action'; its keys are"):
+        rule.apply(params, memory, td.exclude("action"))
+    with pytest.raises(ValueError, match=r"lpg_rule: gamma has shape \(5,\), expected \(\) or"):
+        lpg_rule(network, gamma=torch.ones(5)).apply(params, memory, td)
+    with pytest.raises(TypeError, match="lpg_network: done is torch.float32, expected bool"):
+        rule.apply(params, memory, tree.replace(td, {"next.done": torch.zeros(3, 5, 1)}))
+    with pytest.raises(ValueError, match="lpg_network: params lack embedding, lstm, pi_hat, y_hat"):
+        rule.apply(tree.new({}), memory, td)
+
+
+def test_what_the_loops_refuse():
+    home = habitat()
+    agents, levels = births(home, a2c_rule(), rng.key(0), 2), SMALL.sample(rng.split(rng.key(1), 2))
+    none, key = tree.new({}), rng.key(2)
+
+    def run(group, states):
+        inner_loop(a2c_rule(), {"a": group}, home.optimizer, none, tree.new({"a": states}), key)
+
+    with pytest.raises(TypeError, match=r"group a is a tuple, expected \(agent, env, levels\)"):
+        run((home.agent, home.env), agents)
+    with pytest.raises(TypeError, match="inner_loop: the levels of a is a int, expected a Tensor"):
+        run((home.agent, home.env, 3), agents)
+    with pytest.raises(ValueError, match=r"the states of a have batch size \[\], expected \[2\]"):
+        run((home.agent, home.env, levels), tree.unstack(agents)[0])
+    with pytest.raises(ValueError, match="reward_curve: updates is 0, expected at least 1"):
+        reward_curve(home, a2c_rule(), none, levels, key, updates=0)
+    with pytest.raises(
+        ValueError, match=r"reward_curve: levels has batch size \[\], expected \[n\]"
+    ):
+        reward_curve(home, a2c_rule(), none, tree.unstack(levels)[0], key)

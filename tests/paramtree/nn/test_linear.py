@@ -218,6 +218,7 @@ def applied(layer, x, params=None):
 
 
 I64 = torch.zeros(4, dtype=torch.int64)
+MIXED = tree.new({"weight": torch.zeros(4, 3), "bias": torch.zeros(4).double()})
 STACK = tree.new({"weight": torch.zeros(6, 4, 3), "bias": torch.zeros(6, 4)}, (6,))
 
 REFUSED = [
@@ -231,6 +232,16 @@ REFUSED = [
     (applied(linear(3, 4), [1.0]), TypeError, "linear: x is a list"),
     (applied(linear(3, 4), torch.zeros(3).int()), TypeError, "linear: x has dtype torch.int32"),
     (applied(linear(3, 4), torch.zeros(3), STACK), ValueError, r"\(6, 4, 3\).*with vmap"),
+    (
+        applied(linear(3, 4), torch.zeros(3), MIXED),
+        TypeError,
+        "params.bias has dtype torch.float64",
+    ),
+    (
+        applied(embedding(4, 3), I64, tree.new({"weight": torch.zeros(4, 3).long()})),
+        TypeError,
+        "params.weight has dtype torch.int64",
+    ),
     (applied(linear(3, 4), torch.zeros(3), EMPTY), ValueError, "params lack weight, bias"),
     (
         applied(linear(3, 4, bias=False), torch.zeros(3), linear(3, 4).init(rng.key(0))[0]),

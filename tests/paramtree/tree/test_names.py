@@ -235,3 +235,17 @@ def test_under_vmap_and_grad(params):
         slopes["policy", "linear_0", "weight"], params["policy", "linear_0", "weight"].cos()
     )
     assert torch.allclose(slopes["meta", "lstm", "bias"][1], params["meta", "lstm", "bias"].cos())
+
+
+def test_replace_refuses_what_a_leaf_cannot_hold():
+    t = TensorDict({"n": torch.tensor([1, 2]), "p": {"w": torch.ones(2, 3)}}, [2])
+    for path in ("n", ("n", 0)):
+        with pytest.raises(
+            TypeError, match=r"replace: the value for .* is 0.5, expected torch.int"
+        ):
+            tree.replace(t, {path: 0.5})
+    with pytest.raises(TypeError, match=r"replace: the value for \('p', 0\) is a float, expected"):
+        tree.replace(t, {("p", 0): 7.0})
+    with pytest.raises(TypeError, match="replace: values is a list, expected {path: value}"):
+        tree.replace(t, [("n", 1)])
+    assert tree.replace(t, {"n": 3, ("p", 0, "w", 1): 2})["p", "w"][0].tolist() == [1, 2, 1]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import optree
 import pytest
 import torch
-from tensordict import NonTensorData, TensorDict
+from tensordict import NonTensorData, TensorDict, tensorclass
 
 from paramtree import tree
 
@@ -136,3 +136,45 @@ def test_compiled():
     source = tree.lock(small())
     out = torch.compile(double, fullgraph=True, backend="aot_eager")(source)
     assert out.is_locked and (out == tree.map(lambda x: x * 2, source)).all()
+
+
+def test_named_dimensions_stay_whatever_is_done():
+    td = TensorDict({"a": torch.ones(4, 2), "b": {"c": torch.ones(4, 2)}}, [4, 2])
+    td.names = ["time", "env"]
+    selected, rest = tree.partition(td, "a")
+    for made in (selected, rest, tree.merge(selected, rest), tree.replace(td, {"z": 1.0})):
+        assert made.names == ["time", "env"]
+    assert tree.stack([td, td]).names == [None, "time", "env"]
+    assert tree.unstack(td)[0].names == ["env"] and tree.rebuild(td, {}).names == td.names
+    run = torch.compile(lambda q: tree.rebuild(q, {"a": q["a"]}), backend="aot_eager")
+    assert run(td).names == ["time", "env"]
+
+
+@tensorclass
+class Point:
+    x: torch.Tensor
+
+
+def test_a_tensorclass_is_a_tree_of_its_names():
+    td = TensorDict({"point": Point(x=torch.ones(2), batch_size=[]), "b": torch.zeros(1)})
+    assert tree.paths(tree.select(td, "point.x")) == [("point", "x")]
+    assert tree.paths(tree.exclude(td, "point")) == [("b",)]
+    assert tree.replace(td, {"point.x": torch.zeros(2)})["point", "x"].eq(0).all()
+    assert tree.lock(td)["point"].is_locked
+
+
+def test_data_beside_the_tensors_is_kept():
+    one, other = (TensorDict({"n": NonTensorData(n), "w": torch.ones(2)}) for n in "ab")
+    assert tree.stack([one, one])[1]["n"] == "a"
+    with pytest.raises(ValueError, match="stack: 'n' of tree 1 is 'b', expected 'a'"):
+        tree.stack([one, other])
+    lazy = torch.stack([one, other])
+    assert list(tree.map(torch.neg, lazy)["n"]) == list(tree.lock(lazy)["n"]) == ["a", "b"]
+
+
+def test_nests_of_other_tuples():
+    x = torch.tensor([[1.0, 2.0]])
+    for nest in (x.shape, x.max(1), (x, 3)):
+        leaves, structure = tree.flatten(nest)
+        again = tree.unflatten(structure, leaves)
+        assert type(again) is type(nest) and all(a is b for a, b in zip(again, nest, strict=True))
