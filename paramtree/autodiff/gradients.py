@@ -1,0 +1,313 @@
+"""Gradients of functions of trees, with the names of what they belong to.
+
+Any tensor that the function closes over keeps its place in an outer graph, so a gradient of a
+gradient with respect to anything is right. Where no transform of torch.func is at work, gradients
+come from ``torch.autograd.grad``, three times faster for small functions and with the same results.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+
+from .. import tree
+from ..tree import Structure, flatten, unflatten
+
+
+def grad(
+    fn: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """Gradient of a scalar function with respect to trees or tensors.
+
+    Args:
+        fn: function that returns a 0-d tensor; ``(scalar, aux)`` with ``has_aux``.
+        argnums: which positional argument, or tuple of them.
+        has_aux: whether ``fn`` returns something beside the scalar.
+
+    Returns:
+        Function of the same arguments that gives the gradient, of the argument's structure (a tuple
+        of them for a tuple of ``argnums``), zero for leaves without influence; ``(gradient, aux)``
+        with ``has_aux``.
+
+    Raises:
+        ValueError: when called, ``fn`` did not return a scalar, or there is no such argument, or
+            it is named twice.
+        TypeError: when called, the argument is neither a tree nor a tensor, a leaf of it is not of
+            a float dtype, or the scalar isn't real.
+    """
+    both = _value_and_grad("grad", fn, argnums, has_aux)
+
+    def gradient(*args: Any, **kwargs: Any) -> Any:
+        value, grads = both(*args, **kwargs)
+        return (grads, value[1]) if has_aux else grads
+
+    return gradient
+
+
+def value_and_grad(
+    fn: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """Value and gradient of a scalar function with respect to trees or tensors.
+
+    Args:
+        fn: as in ``grad``.
+        argnums: as in ``grad``.
+        has_aux: as in ``grad``.
+
+    Returns:
+        Function that gives ``(value, gradient)``; ``((value, aux), gradient)`` with ``has_aux``.
+
+    Raises:
+        ValueError: as in ``grad``.
+        TypeError: as in ``grad``.
+    """
+    return _value_and_grad("value_and_grad", fn, argnums, has_aux)
+
+
+def _value_and_grad(
+    name: str, fn: Callable[..., Any], argnums: int | tuple[int, ...], has_aux: bool
+) -> Any:
+    numbers = (argnums,) if isinstance(argnums, int) else argnums
+    if not (isinstance(numbers, tuple) and all([isinstance(number, int) for number in numbers])):
+        raise TypeError(f"{name}: argnums is {argnums!r}, expected an int or a tuple of them")
+
+    def both(*args: Any, **kwargs: Any) -> Any:
+        for number in numbers:
+            if not -len(args) <= number < len(args):
+                raise ValueError(
+                    f"{name}: argnums is {argnums}, but there are {len(args)} positional arguments"
+                )
+        if len({number % len(args) for number in numbers}) < len(numbers):
+            raise ValueError(f"{name}: argnums is {argnums}, which names an argument twice")
+        leaves, structure = flatten(tuple([args[number] for number in numbers]))
+        _require_float(name, leaves, structure, numbers)
+        rest: list[
+            Any
+        ] = []  # how to build value and aux again; left by the function, read after it
+
+        def flat(*inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            arguments = list(args)
+            for number, value in zip(numbers, unflatten(structure, inputs), strict=True):
+                arguments[number] = value
+            out = fn(*arguments, **kwargs)
+            value, aux = _scalar(name, out, has_aux)
+            aux_leaves, aux_structure = flatten(aux)
+            rest[:] = [aux_structure]
+            return value, tuple(aux_leaves)
+
+        if torch.compiler.is_compiling() or _transformed() or _inference(leaves):
+            grads, (value, aux) = _functional(flat, leaves)
+        else:
+            grads, (value, aux) = _direct(flat, leaves)
+        gradients = unflatten(structure, grads)
+        result = (value, unflatten(rest[0], aux)) if has_aux else value
+        return result, gradients[0] if isinstance(argnums, int) else gradients
+
+    return both
+
+
+def _require_float(
+    name: str, leaves: list[Tensor], structure: Structure, numbers: tuple[int, ...]
+) -> None:
+    for number, child in zip(numbers, structure.children, strict=True):
+        if child.kind == "static":
+            kind = type(child.static).__name__
+            raise TypeError(f"{name}: argument {number} is a {kind}, expected a tensor or a tree")
+    for path, leaf in zip(structure.paths(), leaves, strict=True):
+        if not (leaf.is_floating_point() or leaf.is_complex()):
+            where = f"argument {numbers[path[0]]}" + (
+                f" at {tree.show_path(path[1:])}" if path[1:] else ""
+            )
+            raise TypeError(
+                f"{name}: {where} is {leaf.dtype}, expected a float dtype; "
+                "tree.partition takes it out"
+            )
+
+
+def _scalar(name: str, out: Any, has_aux: bool) -> tuple[Tensor, Any]:
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise ValueError(
+            f"{name}: fn returned {kind_of(out)}, expected (scalar, aux) with has_aux=True"
+        )
+    value, aux = out if has_aux else (out, ())
+    if isinstance(value, Tensor) and not value.is_floating_point():
+        raise TypeError(f"{name}: fn returned a tensor of {value.dtype}, expected a real float")
+    if not isinstance(value, Tensor) or value.ndim:
+        hint = (
+            "; losses.total adds the losses of a TensorDict"
+            if not isinstance(value, Tensor)
+            else ""
+        )
+        raise ValueError(f"{name}: fn returned {kind_of(value)}, expected a 0-d tensor{hint}")
+    return value, aux
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for messages: the shape of a tensor, or the name of a type."""
+    return (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func, or forward mode, is at work."""
+    forward = torch.autograd.forward_ad._current_level >= 0
+    return forward or _functorch.maybe_current_level() is not None
+
+
+def _inference(leaves: Sequence[Tensor]) -> bool:
+    """Whether torch.autograd is off beyond recall; torch.func differentiates there too."""
+    return torch.is_inference_mode_enabled() or any([leaf.is_inference() for leaf in leaves])
+
+
+def _functional(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
+    if not leaves:
+        value, aux = flat()
+        return (), (value, aux)
+    numbers = tuple(range(len(leaves)))
+    grads, (value, aux) = torch.func.grad_and_value(flat, numbers, has_aux=True)(*leaves)
+    return grads, (value, aux)
+
+
+def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
+    """Gradient by torch.autograd, its graph kept only where something outside depends on it."""
+    outer = torch.is_grad_enabled()
+    call = _Call()
+    with torch.enable_grad():
+        # an alias keeps the outer graph of what has one; the rest gets leaves of its own
+        inputs = [x.view_as(x) if outer and x.requires_grad else call.leaf(x) for x in leaves]
+        value, aux = flat(*inputs)
+        keep = outer and (
+            any([x.requires_grad for x in leaves]) or _reaches_out([value, *aux], call)
+        )
+        if value.requires_grad and inputs:
+            slopes = torch.autograd.grad(value, inputs, create_graph=keep, allow_unused=True)
+            pairs = zip(slopes, leaves, strict=True)
+            grads = tuple([torch.zeros_like(x) if g is None else g for g, x in pairs])
+        else:
+            grads = tuple([torch.zeros_like(x) for x in leaves])
+    call.over = True
+    if not keep:
+        value, aux = value.detach(), tuple([x.detach() for x in aux])
+    return grads, (value, aux)
+
+
+class _Call:
+    """One call of a gradient; the leaves that it made mean nothing to others, or once it's over."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def leaf(self, x: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        leaf._paramtree_call = self  # pyright: ignore[reportAttributeAccessIssue]
+        return leaf
+
+    def is_foreign(self, variable: Tensor) -> bool:
+        owner = getattr(variable, "_paramtree_call", None)
+        return owner is not self and not (owner is not None and owner.over)
+
+
+def _reaches_out(outputs: Sequence[Tensor], call: _Call) -> bool:
+    """Whether any output depends on a tensor with a gradient from outside of the call."""
+    if any([x.requires_grad and x.grad_fn is None and call.is_foreign(x) for x in outputs]):
+        return True
+    todo = [x.grad_fn for x in outputs if x.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None and call.is_foreign(variable):
+            return True
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+    return False
+
+
+def detach(nest: Any) -> Any:
+    """Nest of the same values, cut off from every graph: the full stop.
+
+    Args:
+        nest: a tree, a tensor, or tuples, lists and dictionaries of them.
+
+    Returns:
+        The nest; it shares memory with what was given.
+    """
+    leaves, structure = flatten(nest)
+    return unflatten(structure, [leaf.detach() for leaf in leaves])
+
+
+def hvp(fn: Callable[..., Tensor], argument: Any, vector: Any, *args: Any) -> Any:
+    """Product of the Hessian of ``fn(argument, *args)`` with a vector, ``d/dx <grad fn(x), v>``.
+
+    Args:
+        fn: function that returns a 0-d tensor.
+        argument: tree or tensor at which to take it.
+        vector: of the same names and shapes.
+        args: further arguments of ``fn``.
+
+    Returns:
+        The product, of the argument's structure.
+
+    Raises:
+        ValueError: names or shapes differ, or ``fn`` did not return a scalar.
+
+    Source: Pearlmutter (1994), "Fast exact multiplication by the Hessian".
+    """
+    parts, structure = flatten(vector)
+    leaves, own = flatten(argument)
+    tree.require_same("hvp", ("the argument", own), ("the vector", structure))
+    for path, leaf, part in zip(own.paths(), leaves, parts, strict=True):
+        if part.shape != leaf.shape:
+            text = f"the vector{' at ' + tree.show_path(path) if path else ''}"
+            wanted = f"{tuple(leaf.shape)} (from the argument)"
+            raise ValueError(f"hvp: {text} has shape {tuple(part.shape)}, expected {wanted}")
+
+    def slope(x: Any) -> Tensor:
+        slopes = tree.leaves(grad(fn)(x, *args))
+        return torch.stack([(a * b).sum() for a, b in zip(slopes, parts, strict=True)]).sum()
+
+    return grad(slope)(argument) if leaves else detach(argument)
+
+
+def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Function that keeps no intermediates and computes them again backward; same numbers.
+
+    Args:
+        fn: pure function of trees, tensors and nests of them.
+
+    Returns:
+        The function. Inside a transform of torch.func, which has no room for it, and where ``fn``
+        holds a gradient inside a vmap, it is ``fn`` itself: the numbers are the same and the memory
+        is not saved.
+    """
+
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or _transformed():
+            return fn(*args, **kwargs)
+        rest: list[Structure] = []
+
+        def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
+            arguments, keywords = unflatten(structure, inputs)
+            outputs, out_structure = flatten(fn(*arguments, **keywords))
+            rest[:] = [out_structure]
+            return tuple(outputs)
+
+        leaves, structure = flatten((args, kwargs))
+        from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+        try:
+            outputs = torch_checkpoint(flat, *leaves, use_reentrant=False, preserve_rng_state=False)
+            return unflatten(rest[0], outputs)
+        except RuntimeError as error:  # torch.func.grad refuses to start under saved-tensor hooks
+            if "saved tensor hooks" not in str(error):
+                raise
+        return fn(*args, **kwargs)
+
+    return checkpointed
