@@ -143,6 +143,8 @@ class Batch:
     def extended(self, entries: Mapping[str, Tensor]) -> TensorDictBase:
         """A new td with the entries added."""
         out = self.td.copy()
+        if torch.compiler.is_compiling() and any(self.td.names):
+            out.names = self.td.names  # a compiled copy drops them, and time is found by its name
         for name, value in entries.items():
             out.set(name, value)
         return locked(out)

@@ -261,3 +261,21 @@ def test_bad_td(trajectory, change, error, text):
 def test_bad_hyper_parameter(trajectory, hyper, error, text):
     with pytest.raises(error, match=f"^add_advantage: {text}"):
         add_advantage(trajectory(4), *hyper)
+
+
+def test_a_compiled_estimator_keeps_the_name_of_time():
+    draw = torch.Generator().manual_seed(0)
+    size, names = (5, 3), ["time", None]
+    following = {
+        "state_value": torch.randn(size, generator=draw),
+        "reward": torch.randn(size, generator=draw),
+        "done": torch.rand(size, generator=draw) < 0.2,
+        "terminated": torch.zeros(size, dtype=torch.bool),
+    }
+    entries = {"state_value": torch.randn(size, generator=draw)}
+    td = TensorDict(
+        {**entries, "next": TensorDict(following, size, names=names)}, size, names=names
+    )
+    run = torch.compile(lambda td: add_advantage(td, 0.9, 0.9), fullgraph=True, backend="aot_eager")
+    assert run(td).names == names == add_advantage(td, 0.9, 0.9).names
+    torch._dynamo.reset()
