@@ -95,7 +95,7 @@ def saved_rule(path: Path, device: str) -> tuple[LpgOptions, TensorDict]:
     file = files.newest(path) if path.is_dir() else path
     state, metadata = read_checkpoint(file)
     config: dict[str, Any] = files.read_config(path) if path.is_dir() else metadata
-    if config.get("command") != "lpg" or not isinstance(state.get("rule", None), TensorDictBase):
+    if config.get("command") != "lpg" or not isinstance(state.get("average", None), TensorDictBase):
         raise Refused(
             f"{str(file)!r} holds no learned rule; expected a checkpoint of paramtree lpg, or the "
             "folder of its run"
@@ -103,5 +103,5 @@ def saved_rule(path: Path, device: str) -> tuple[LpgOptions, TensorDict]:
     with refusing():
         options = replace(from_config(config.get("options")), device=device)
         first = make_rule(options).init(training_key(options))[0]
-        wanted = tree.new({**tree.entries(state), "rule": first})
-        return options, load(file, wanted, device=device)["rule"]
+        wanted = tree.new({**tree.entries(state), "rule": first, "average": first})
+        return options, load(file, wanted, device=device)["average"]

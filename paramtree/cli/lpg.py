@@ -69,6 +69,7 @@ def require_numbers(options: LpgOptions) -> None:
         "--seed": (-(2**63), 2**63 - 1),
         "--gamma": (0, 1),
         "--lmbda": (0, 1),
+        "--average": (0, 1 - 2**-53),
     }
     numbers = flat(options)
     for name, (low, high) in ranges.items():
@@ -164,7 +165,7 @@ def work(
         console=console,
         began=began,
     )
-    evaluate(options, state["rule"], folder, interrupt, console)
+    evaluate(options, state["average"], folder, interrupt, console)
     summary, curve = folder / files.SUMMARY, folder / files.CURVE
     console.print(f"{summary} and {curve}", soft_wrap=True, highlight=False)
 

@@ -59,6 +59,8 @@ class Objective:
     """Learning rate of the rule, for Adam."""
     meta_clip: float | None = None
     """Norm at which its gradient is clipped; None for no clipping."""
+    average: float = 0.0
+    """Decay of the running average of the rule, which is what is evaluated; 0 for no average."""
     gamma: float = 0.99
     """Discount of the returns that the rule is to raise."""
     lmbda: float = 0.95
@@ -85,6 +87,8 @@ class Evaluation:
     """Name of their distribution; None for the first one of --levels."""
     evaluate_updates: int | None = None
     """Updates of each agent; None for a lifetime."""
+    evaluate_workers: int | None = None
+    """Copies of its world in which each agent acts; None for the number in training."""
 
 
 @dataclass(frozen=True)
@@ -168,18 +172,19 @@ class A2CConstants(NamedTuple):
 # paper: Oh et al. (2020), "Discovering reinforcement learning algorithms". The sizes, gamma
 # and the regularizers are as reproductions give them; 960 tasks is from memory; the rates are the
 # middle of what its bandit chooses from, and the number of steps and lambda are GROOVE's.
-# demo: a few minutes on two cores.
+# demo: a few minutes on two cores. So few steps want a large rate, and with it small targets
+# (pi_hat_coeff), clipped gradients and the average of the last rules.
 PRESETS: dict[str, LpgOptions] = {
     "demo": LpgOptions(
         preset="demo",
         levels=("small",),
-        tasks=64,
-        steps=300,
+        tasks=128,
+        steps=400,
         chunk=None,
         network=Network(hidden=64),
-        agents=Agents(workers=16),
-        objective=Objective(meta_rate=1e-3, meta_clip=1.0),
-        evaluation=Evaluation(evaluate=128, evaluate_updates=250),
+        agents=Agents(workers=8, actor_rate=120.0),
+        objective=Objective(meta_rate=1e-3, meta_clip=0.1, average=0.98, pi_hat_coeff=0.1),
+        evaluation=Evaluation(evaluate=128, evaluate_updates=250, evaluate_workers=16),
     ),
     "groove": LpgOptions(),
     "paper": LpgOptions(

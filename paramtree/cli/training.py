@@ -99,6 +99,7 @@ def make_training(options: LpgOptions) -> meta.Training:
         length=options.length,
         gamma=chosen.gamma,
         lmbda=chosen.lmbda,
+        average=chosen.average,
         chunk=options.chunk,
         policy_entropy_coeff=chosen.policy_entropy_coeff,
         prediction_entropy_coeff=chosen.prediction_entropy_coeff,
@@ -159,7 +160,7 @@ def make_setting(options: LpgOptions) -> evaluation.Setting:
         options.device,
         updates=chosen.evaluate_updates,
         length=options.length,
-        workers=options.agents.workers,
+        workers=chosen.evaluate_workers or options.agents.workers,
     )
 
 

@@ -13,6 +13,7 @@ A whole training is one tree, and a step is a pure function of it, so saving the
 checkpoint:
 
     rule         the rule's parameters
+    average      running average of them, which varies less from step to step: the rule to use
     optimizer    state of the optimizer that trains them
     agents       {group: states [n]}, see ``lifetime``, each with a ``critic``: params and optimizer
     step         meta-steps done, int64
@@ -66,6 +67,7 @@ def lpg_training(
     length: int = 20,
     gamma: float | Tensor = 0.99,
     lmbda: float | Tensor = 0.95,
+    average: float = 0.0,
     chunk: int | None = None,
     dist_class: Any = Categorical,
     **regularizers: Any,
@@ -80,6 +82,7 @@ def lpg_training(
         length: T, steps of each rollout.
         gamma: discount of the critics' returns.
         lmbda: decay of the critics' traces.
+        average: decay of the running average of the rule's parameters, in [0, 1); 0 for no average.
         chunk: how many tasks go through the K updates at once, or None for all of a group; fewer
             need less memory, and the gradient is the mean over all of them.
         dist_class: distribution of the actions.
@@ -109,6 +112,8 @@ def lpg_training(
     ):
         if number < 1:
             raise ValueError(f"lpg_training: {name} is {number}, expected at least 1")
+    if not 0.0 <= average < 1.0:
+        raise ValueError(f"lpg_training: average is {average}, expected a decay in [0, 1)")
     total_tasks = sum(population.n_tasks for population in populations.values())
     options = {"updates": updates, "length": length, "dist_class": dist_class}
 
@@ -121,7 +126,8 @@ def lpg_training(
             for name, population in populations.items()
         }
         step = torch.zeros((), dtype=torch.int64, device=key.device)
-        parts = {"rule": params, "optimizer": optimizer.init(params), "agents": tree.new(agents)}
+        parts = {"rule": params, "average": params}
+        parts |= {"optimizer": optimizer.init(params), "agents": tree.new(agents)}
         return tree.new({**parts, "step": step, "key": key})
 
     def objective(params: TensorDict, name: str, agents: TensorDict, key: Tensor) -> Any:
@@ -173,8 +179,10 @@ def lpg_training(
         }
         ages = torch.cat([lives["age"].double() for lives in agents.values()]).mean()
         columns |= {"gradient_norm": tree.norm(mean), "age": ages}
+        params = apply_updates(state["rule"], changes)
         after = {
-            "rule": apply_updates(state["rule"], changes),
+            "rule": params,
+            "average": tree.map(lambda old, p: p.lerp(old, average), state["average"], params),
             "optimizer": moments,
             "agents": tree.new(agents),
             "step": state["step"] + 1,

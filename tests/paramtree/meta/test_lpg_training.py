@@ -97,6 +97,20 @@ def test_groups_and_chunks():
     assert after["agents", "small"].is_locked
 
 
+def test_the_average_follows_the_rule():
+    train = training(average=0.75)
+    state = train.init(rng.key(0))
+    assert equal(state["average"], state["rule"])
+    first, _ = train.step(state)
+    wanted = tree.map(lambda a, p: 0.75 * a + 0.25 * p, state["average"], first["rule"])
+    for ours, theirs in zip(tree.leaves(first["average"]), tree.leaves(wanted), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-7)
+    plain, _ = training().step(training().init(rng.key(0)))
+    assert equal(plain["average"], plain["rule"])  # no decay, no average
+    with pytest.raises(ValueError, match=r"average is 1.0, expected a decay in \[0, 1\)"):
+        training(average=1.0)
+
+
 def test_lives_end_and_others_go_on():
     train = training()
     state = train.init(rng.key(0))
