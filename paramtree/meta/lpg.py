@@ -57,6 +57,9 @@ def lpg_network(
         "prediction")``, both as logits, and writes ``pi_hat`` ``[*B, T]`` and ``y_hat`` ``[*B, T,
         m]``, which adds up to 1. Params: ``embedding``, ``lstm`` or ``gru``, ``pi_hat``, ``y_hat``.
 
+        The head of ``pi_hat`` begins at zero, so that an untrained rule leaves policies as they
+        are.
+
     Raises:
         ValueError: the cell is another, or a size is below 1; when applied, a key is missing, or a
             shape is wrong.
@@ -71,7 +74,7 @@ def lpg_network(
     parts = {
         "embedding": nn.mlp(n_prediction, n_embedding, 1),
         cell: cells[cell](n_input, n_hidden, reverse=True),
-        "pi_hat": nn.linear(n_hidden, 1),
+        "pi_hat": nn.linear(n_hidden, 1, weight_init=nn.zeros, bias_init=nn.zeros),
         "y_hat": nn.linear(n_hidden, n_prediction),
     }
 
