@@ -39,6 +39,12 @@ def double(nest):
     return tree.unflatten(structure, [x.double() if x.is_floating_point() else x for x in leaves])
 
 
+def awake(params):
+    """The rule's parameters, with a head of pi_hat that is not zero as in the beginning."""
+    head = params["pi_hat", "weight"]
+    return tree.replace(params, {"pi_hat.weight": rng.normal(rng.key(11), tuple(head.shape))})
+
+
 LPG = lpg_rule(lpg_network(4, 6, n_embedding=3), gamma=0.9)
 
 
@@ -46,7 +52,7 @@ LPG = lpg_rule(lpg_network(4, 6, n_embedding=3), gamma=0.9)
 def lpg():
     home = habitat(out=("logits", "prediction"))
     agents = births(home, LPG, rng.key(1), 3)
-    return home, agents, LPG.init(rng.key(2))[0]
+    return home, agents, awake(LPG.init(rng.key(2))[0])
 
 
 def groups_of(**homes):
@@ -219,7 +225,7 @@ def test_the_meta_gradient_through_three_updates(cell):
     rule = lpg_rule(lpg_network(4, 5, cell=cell, n_embedding=3), gamma=0.9, full_stop=False)
     home = habitat(out=("logits", "prediction"))
     agents = double(births(home, rule, rng.key(1), 2))
-    params = double(rule.init(rng.key(2))[0])
+    params = double(awake(rule.init(rng.key(2))[0]))
 
     def outer(params):
         states, tds = inner_loop(
@@ -366,6 +372,7 @@ def test_bad_network_input():
 def test_the_network_reads_backward_and_stops_at_the_end_of_an_episode():
     network = lpg_network(4, 5, cell="gru", gamma_input=False)
     params, buffers = network.init(rng.key(0))
+    params = awake(params)
     g = torch.Generator().manual_seed(0)
     td = tree.lock(
         TensorDict(
@@ -463,3 +470,14 @@ def test_what_the_loops_refuse():
         ValueError, match=r"reward_curve: levels has batch size \[\], expected \[n\]"
     ):
         reward_curve(home, a2c_rule(), none, tree.unstack(levels)[0], key)
+
+
+def test_an_untrained_rule_leaves_policies_as_they_are(lpg):
+    home, agents, _ = lpg
+    untrained, _ = LPG.init(rng.key(2))
+    start = tree.new({"a": agents})
+    run = {"updates": 2, "length": 5}
+    groups = groups_of(a=(home, agents))
+    states, _ = inner_loop(LPG, groups, home.optimizer, untrained, start, rng.key(3), **run)
+    path = ("params", "logits", "weight")
+    assert torch.equal(states["a"][path], agents[path])

@@ -54,6 +54,8 @@ def test_a_step_is_a_pure_function_of_one_tree():
 def test_the_meta_gradient_is_that_of_the_loss():
     train = training(optim.sgd(1.0), full_stop=False)
     state = double(train.init(rng.key(0)))
+    head = rng.normal(rng.key(11), (1, 6), dtype=torch.float64)  # which begins at zero
+    state = tree.replace(state, {"rule.pi_hat.weight": head})
     step = train.step(state)[0]
     slope = tree.map(
         torch.sub, state["rule"], step["rule"]
