@@ -134,7 +134,7 @@ def test_compiled(case):
 DOZEN = [case for case in CASES if case.inductor]
 
 
-@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on import
 @pytest.mark.parametrize("case", DOZEN, ids=[case.name for case in DOZEN])
 def test_compiled_by_inductor(case):
     compiled_equals_eager(case, "inductor", rtol=1e-9, atol=1e-12)
