@@ -72,11 +72,7 @@ def _mapped(
     if kind == "static":
         return structure
     if kind == "leaf":
-        if spec is not None and not isinstance(spec, int):
-            raise ValueError(
-                f"vmap: in_dims for {_where(path)} is {spec!r}, expected an axis or None"
-            )
-        axes.append(spec)
+        axes.append(_leaf_axis("in_dims", spec, path))
         return structure
     size, dim_names = structure.batch_size, structure.dim_names
     if kind == "tree" and isinstance(spec, int):
@@ -96,6 +92,14 @@ def _mapped(
     rows = zip(structure.names, structure.children, specs, strict=True)
     children = tuple([_mapped(child, inner, axes, (*path, name)) for name, child, inner in rows])
     return Structure(kind, structure.names, children, structure.order, size, dim_names)
+
+
+def _leaf_axis(argument: str, spec: Any, path: tuple[Any, ...]) -> int | None:
+    """The axis given for one tensor."""
+    if spec is not None and not isinstance(spec, int):
+        where = _where(path)
+        raise ValueError(f"vmap: {argument} for {where} is {spec!r}, expected an axis or None")
+    return spec
 
 
 def _children_specs(
@@ -159,11 +163,7 @@ def _unmapped(
     if kind == "static":
         return structure
     if kind == "leaf":
-        if spec is not None and not isinstance(spec, int):
-            raise ValueError(
-                f"vmap: out_dims for {_where(path)} is {spec!r}, expected an axis or None"
-            )
-        axes.append(spec)
+        axes.append(_leaf_axis("out_dims", spec, path))
         return structure
     batch, dim_names = structure.batch_size, structure.dim_names
     if kind == "tree" and isinstance(spec, int):

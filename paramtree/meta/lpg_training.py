@@ -289,8 +289,7 @@ def _update_critic(
     data = detach(data)
     none = tree.new({})
     valued = with_next(population.critic)(critic["params"], none, data)
-    targets = losses.add_advantage(valued, gamma, lmbda)
-    advantage = losses.add_advantage(valued, gamma, lmbda, normalize=True)["advantage"]
+    targets = losses.add_advantage(valued, gamma, lmbda, normalize=True)
 
     def error(params: TensorDict) -> Tensor:
         value = population.critic(params, none, data)["state_value"].reshape(td.batch_size)
@@ -301,4 +300,4 @@ def _update_critic(
         slope, critic["optimizer"], critic["params"]
     )
     after = {"params": apply_updates(critic["params"], updates), "optimizer": moments}
-    return tree.new(after), advantage, value_loss
+    return tree.new(after), targets["advantage"], value_loss
