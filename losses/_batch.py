@@ -19,6 +19,7 @@ from ._check import (
     check_choice,
     check_flag,
     check_float,
+    check_index,
     check_real,
     kind,
     missing,
@@ -76,6 +77,24 @@ class Batch:
             self.wrong_shape(key, value, batch_first((*self.shape, size)), f" (from {source})")
         return self.filled(value, fill)
 
+    def members(self, key: Key, fill: float = 0.0, hint: str = "") -> Tensor:
+        """One float per step and member of an ensemble: ``[*B, N]``; ``[*B]`` is one member."""
+        value = check_float(self.function, path(key), self.entry(key, hint))
+        dims = len(self.shape)
+        if value.shape == self.shape:
+            value = value.unsqueeze(-1)
+        elif value.dim() != dims + 1 or value.shape[:dims] != self.shape or not value.shape[-1]:
+            self.wrong_shape(
+                key, value, f"{batch_first(self.shape)} or {batch_first(self.shape, 'N')}"
+            )
+        return self.filled(value, fill)
+
+    def index(self, key: Key, size: int, source: str) -> Tensor:
+        """One choice of ``size`` per step, an index or one-hot, as an index ``[*B]`` of int64."""
+        return check_index(
+            self.function, path(key), self.entry(key), self.shape, size, source, self.mask
+        )
+
     def per_step(self, key: Key, value: Tensor) -> Tensor:
         """A tensor brought to the td's batch size: a trailing axis of one is dropped."""
         shape = self.shape
@@ -121,6 +140,33 @@ class Batch:
             self.wrong_shape(name, value, f"() or {batch_first(self.shape)}")
         return self.filled(value, 0.0)
 
+    def finished(self, keys: tuple[str, ...], **discounts: float | Tensor | None) -> bool:
+        """Whether the td brings its targets; raises where a discount would be without effect."""
+        there = [key for key in keys if self.has(key)]
+        if not there:
+            return False
+        for name, value in discounts.items():
+            if value is not None:
+                raise ValueError(
+                    f"{self.function}: {name} is given, but the td already holds {there[0]!r}, "
+                    f"which {name} would not change; drop one of the two, {name} or, with "
+                    f"td.exclude({', '.join(map(repr, there))}), the targets"
+                )
+            if self.has(name) and self._idle(name, there[0]):
+                raise ValueError(
+                    f"{self.function}: the td's entry {name!r} requires grad, but its "
+                    f"{there[0]!r} does not, so it was not made with this {name}, whose gradient "
+                    f"would be 0; make the targets after setting {name!r}, or drop one of the two"
+                )
+        return True
+
+    def _idle(self, name: str, target: str) -> bool:
+        """Whether the entry asks for a gradient that the target, made without it, cannot give."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return False
+        live, made = (getattr(self.entry(key), "requires_grad", False) for key in (name, target))
+        return live and not made
+
     def time(self) -> int:
         """Which of the td's dimensions is time: the one named "time", else the last."""
         names = self.td.names
@@ -150,32 +196,38 @@ class Batch:
         return locked(out)
 
     def reduced(
-        self, reduction: str, losses: Mapping[str, Tensor], metrics: Mapping[str, Tensor]
+        self,
+        reduction: str,
+        losses: Mapping[str, Tensor],
+        metrics: Mapping[str, Tensor] | None = None,
+        summary: Mapping[str, Tensor] | None = None,
     ) -> TensorDictBase:
         """The reducer's result: the losses reduced over the td, the metrics detached.
 
         With weights w, and a mask m of 0 and 1, "none" gives l w m per step, "sum" sum(l w m), and
         "mean" sum(l w m) / sum(w m). Metrics are means over the steps of the mask, without weights,
-        and per step with "none".
+        and per step with "none". What is in the summary, detached too, is one number for the whole
+        td: as it is, and left out with "none".
         """
         check_choice(self.function, "reduction", reduction, REDUCTIONS)
         weight = self.step("weight") if self.has("weight") else None
         terms = {name: self.filled(x, 0.0) for name, x in losses.items()}
         if weight is not None:
             terms = {name: x * weight for name, x in terms.items()}
-        kept = {name: self.filled(x.detach(), 0.0) for name, x in metrics.items()}
+        kept = {name: self.filled(x.detach(), 0.0) for name, x in (metrics or {}).items()}
         if reduction == "none":
             return self.extended({**terms, **kept})
         steps = None if self.mask is None else self.mask.sum()
         if reduction == "sum":
             sums = {name: x.sum() for name, x in terms.items()}
         elif weight is not None:
-            whole = weight.sum()
-            sums = {name: x.sum() / whole for name, x in terms.items()}
+            weights = weight.sum()
+            sums = {name: x.sum() / weights for name, x in terms.items()}
         else:
             sums = {name: _mean(x, steps) for name, x in terms.items()}
         means = {name: _mean(x, steps) for name, x in kept.items()}
-        return locked(TensorDict({**sums, **means}, batch_size=[]))
+        whole = {name: x.detach() for name, x in (summary or {}).items()}
+        return locked(TensorDict({**sums, **means, **whole}, batch_size=[]))
 
 
 def locked(td: TensorDictBase) -> TensorDictBase:

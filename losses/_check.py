@@ -95,6 +95,73 @@ def check_broadcast(
             )
 
 
+def check_index(
+    function: str,
+    name: str,
+    value: Any,
+    batch: torch.Size,
+    size: int,
+    source: str,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """A choice among ``size``, an index or one-hot, as an index ``[*batch]`` of int64.
+
+    What is told apart is told by shape and dtype; one-hot rows are looked at where data may be.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} is {kind(value)}, expected a tensor")
+    if value.shape == (*batch, size) and (size > 1 or not is_integer(value)):
+        if not no_data():
+            _check_one_hot(function, name, value, mask)
+        return value.to(torch.uint8 if value.dtype == torch.bool else value.dtype).argmax(-1)
+    if value.shape == (*batch, 1):
+        value = value.squeeze(-1)
+    if value.shape != batch:
+        raise ValueError(
+            f"{function}: {name} has shape {tuple(value.shape)}, expected an index "
+            f"{batch_first(batch)} or one-hot {batch_first((*batch, size))} (from {source})"
+        )
+    if not is_integer(value):
+        raise TypeError(
+            f"{function}: {name} of shape {batch_first(batch)} has dtype {dtype(value)}, "
+            f"expected integers, the indices of the {name}s"
+        )
+    value = value.long()
+    return value if mask is None else torch.where(mask, value, 0)
+
+
+def gather(function: str, name: str, x: Tensor, index: Tensor, source: str) -> Tensor:
+    """``x[..., index]``: of ``x`` ``[*batch, size]`` the entry ``[*batch]`` that is chosen."""
+    if torch.compiler.is_compiling():
+        return x.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    try:
+        return x.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"{function}: {name} holds an index outside of 0 to {x.shape[-1] - 1} "
+            f"({source} has {x.shape[-1]} {name}s)"
+        ) from error
+
+
+def _check_one_hot(function: str, name: str, value: Tensor, mask: Tensor | None) -> None:
+    fine = ((value == 0) | (value == 1)).all(-1) & (value.sum(-1) == 1)
+    if not bool((fine if mask is None else fine | ~mask).all()):
+        raise ValueError(
+            f"{function}: {name} has shape {tuple(value.shape)}, that of a one-hot vector, but "
+            "not each row holds a single 1 among zeros"
+        )
+
+
+def is_integer(x: Tensor) -> bool:
+    """Whether a tensor holds integers, bool apart."""
+    return x.dtype != torch.bool and not x.is_floating_point() and not x.is_complex()
+
+
+def no_data() -> bool:
+    """Whether data must not be looked at: under a transform of torch.func, or in a compiler."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def missing(function: str, td: TensorDictBase, key: Key, hint: str = "") -> ValueError:
     """The error for a key that the td lacks; it lists the keys that are there."""
     present = [path(k) for k in td.keys(include_nested=True, leaves_only=True)]

@@ -20,7 +20,17 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from ._batch import Batch
-from ._check import batch_first, check_broadcast, check_float, dtype, kind, missing
+from ._check import (
+    batch_first,
+    check_broadcast,
+    check_float,
+    check_index,
+    dtype,
+    gather,
+    kind,
+    missing,
+    no_data,
+)
 
 DistClass = Callable[..., Any]
 
@@ -149,52 +159,9 @@ class LeanCategorical(Categorical):
 
     def gathered(self, function: str, action: Any, mask: Tensor | None = None) -> Tensor:
         """``log_prob`` on behalf of a function, whose name its errors bear."""
-        index = self._index(function, action, mask).unsqueeze(-1)
-        if torch.compiler.is_compiling():
-            return self.logits.gather(-1, index).squeeze(-1)
-        try:
-            return self.logits.gather(-1, index).squeeze(-1)
-        except (IndexError, RuntimeError) as error:
-            raise ValueError(
-                f"{function}: action holds an index outside of 0 to {self._num_events - 1} "
-                f"({self.source} has {self._num_events} actions)"
-            ) from error
-
-    def _index(self, function: str, action: Any, mask: Tensor | None) -> Tensor:
-        """An action, index or one-hot, as an index ``[*B]``."""
-        if not isinstance(action, Tensor):
-            raise TypeError(f"{function}: action is {kind(action)}, expected a tensor")
-        batch, n = self._batch_shape, self._num_events
-        if action.shape == (*batch, n) and (n > 1 or not _is_integer(action)):
-            if not _no_data():
-                _check_one_hot(function, action, mask)
-            return action.to(torch.uint8 if action.dtype == torch.bool else action.dtype).argmax(-1)
-        if action.shape == (*batch, 1):
-            action = action.squeeze(-1)
-        if action.shape != batch:
-            raise ValueError(
-                f"{function}: action has shape {tuple(action.shape)}, expected an index "
-                f"{batch_first(batch)} or one-hot {batch_first((*batch, n))} (from {self.source})"
-            )
-        if not _is_integer(action):
-            raise TypeError(
-                f"{function}: action of shape {batch_first(batch)} has dtype {dtype(action)}, "
-                "expected integers, the indices of the actions"
-            )
-        return action.long()
-
-
-def _is_integer(x: Tensor) -> bool:
-    return x.dtype != torch.bool and not x.is_floating_point() and not x.is_complex()
-
-
-def _check_one_hot(function: str, action: Tensor, mask: Tensor | None) -> None:
-    fine = ((action == 0) | (action == 1)).all(-1) & (action.sum(-1) == 1)
-    if not bool((fine if mask is None else fine | ~mask).all()):
-        raise ValueError(
-            f"{function}: action has shape {tuple(action.shape)}, that of a one-hot vector, but "
-            "not each row holds a single 1 among zeros"
-        )
+        batch, size = self._batch_shape, self._num_events
+        index = check_index(function, "action", action, batch, size, self.source, mask)
+        return gather(function, "action", self.logits, index, self.source)
 
 
 def _parameters(batch: Batch) -> tuple[list[Any], dict[str, Any]]:
@@ -240,7 +207,7 @@ def _categorical(batch: Batch, name: str, value: Tensor) -> LeanCategorical:
         batch.wrong_shape(source, value, batch_first(batch.shape, "A"))
     if name == "logits":
         return LeanCategorical(log_softmax(value), source)
-    if not _no_data() and bool((value < 0).any()):
+    if not no_data() and bool((value < 0).any()):
         raise ValueError(
             f"{batch.function}: {source} holds negative numbers, expected probabilities; "
             "put log-probabilities under 'logits'"
@@ -256,8 +223,3 @@ def _summed(batch: Batch, name: str, value: Tensor) -> Tensor:
         wanted = batch_first(batch.shape)
         batch.wrong_shape(f"the distribution's {name}", value, wanted)
     return value if value.dim() == dims else value.flatten(dims).sum(-1)
-
-
-def _no_data() -> bool:
-    """Whether data must not be looked at: under a transform of torch.func, or in a compiler."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -13,6 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from ._batch import Batch
+from ._check import missing
 from .returns import gae
 
 _NEXT = "The value of the states that follow comes from running the critic on td['next']."
@@ -61,7 +62,7 @@ def add_advantage(
     )
     target = advantage + value
     if normalize:
-        advantage = _normalized(advantage, batch.mask, batch.hyper("eps", eps, 0.0))
+        advantage = normalized(advantage, batch.mask, batch.hyper("eps", eps, 0.0))
     return batch.extended(
         {"advantage": batch.filled(advantage, 0.0), "value_target": batch.filled(target, 0.0)}
     )
@@ -90,7 +91,26 @@ def advantages(
     return gae(*inputs).movedim(0, time)
 
 
-def _normalized(x: Tensor, mask: Tensor | None, eps: float | Tensor) -> Tensor:
+def stopped_advantage(
+    batch: Batch, gamma: float | Tensor | None, lmbda: float | Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Advantage and value target that a reducer makes itself: a full stop on the values."""
+    for name, value in (("gamma", gamma), ("lmbda", lmbda)):
+        if value is None and not batch.has(name):
+            raise missing(
+                batch.function,
+                batch.td,
+                "advantage",
+                "Put it there with add_advantage, outside of the differentiated function, or give "
+                "both gamma and lmbda.",
+            )
+    value = batch.step("state_value").detach()
+    next_value = batch.step(("next", "state_value")).detach()
+    advantage = advantages(batch, value, next_value, gamma, lmbda)
+    return advantage, advantage + value
+
+
+def normalized(x: Tensor, mask: Tensor | None, eps: float | Tensor) -> Tensor:
     """``x`` with mean 0 and deviation 1; equal numbers become 0, with gradients that are finite."""
     count = x.numel() if mask is None else mask.sum()
 

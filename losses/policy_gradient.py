@@ -11,15 +11,13 @@ makes them from ``gamma`` and ``lmbda``, with a full stop on the values.
 
 from collections.abc import Callable
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.distributions import Categorical
 
 from ._batch import Batch
-from ._check import missing
 from .distributions import DistClass, action_log_prob, entropy, make_distribution
-from .estimators import advantages
+from .estimators import stopped_advantage
 from .value import squared_error
 
 
@@ -62,10 +60,10 @@ def policy_gradient_loss(
     Source: Williams (1992); Sutton et al. (2000), theorem 1.
     """
     batch = Batch("policy_gradient_loss", td)
-    if _finished(batch, ("advantage",), gamma, lmbda):
+    if batch.finished(("advantage",), gamma=gamma, lmbda=lmbda):
         advantage = batch.step("advantage")
     else:
-        advantage, _ = _targets(batch, gamma, lmbda)
+        advantage, _ = stopped_advantage(batch, gamma, lmbda)
     losses, metrics = _policy_terms(batch, dist_class, advantage, entropy_coeff)
     return batch.reduced(reduction, losses, metrics)
 
@@ -125,10 +123,10 @@ def a2c_loss(
     """
     batch = Batch("a2c_loss", td)
     value = batch.step("state_value")
-    if _finished(batch, ("advantage", "value_target"), gamma, lmbda):
+    if batch.finished(("advantage", "value_target"), gamma=gamma, lmbda=lmbda):
         advantage, target = batch.step("advantage"), batch.step("value_target")
     else:
-        advantage, target = _targets(batch, gamma, lmbda)
+        advantage, target = stopped_advantage(batch, gamma, lmbda)
     losses, metrics = _policy_terms(batch, dist_class, advantage, entropy_coeff)
     error = distance(value, target)
     if error.shape != value.shape:
@@ -147,56 +145,3 @@ def _policy_terms(
         "loss_entropy": -batch.hyper("entropy_coeff", entropy_coeff) * policy_entropy,
     }
     return losses, {"entropy": policy_entropy}
-
-
-def _finished(
-    batch: Batch,
-    keys: tuple[str, ...],
-    gamma: float | Tensor | None,
-    lmbda: float | Tensor | None,
-) -> bool:
-    """Whether the td brings its targets; raises where a discount would be without effect."""
-    there = [key for key in keys if batch.has(key)]
-    if not there:
-        return False
-    for name, value in (("gamma", gamma), ("lmbda", lmbda)):
-        if value is not None:
-            raise ValueError(
-                f"{batch.function}: {name} is given, but the td already holds {there[0]!r}, which "
-                f"{name} would not change; drop one of the two, {name} or, with "
-                f"td.exclude({', '.join(map(repr, there))}), the targets"
-            )
-        if batch.has(name) and _idle(batch, name, there[0]):
-            raise ValueError(
-                f"{batch.function}: the td's entry {name!r} requires grad, but its {there[0]!r} "
-                f"does not, so it was not made with this {name}, whose gradient would be 0; run "
-                f"add_advantage after setting {name!r}, or drop one of the two"
-            )
-    return True
-
-
-def _idle(batch: Batch, name: str, target: str) -> bool:
-    """Whether the entry asks for a gradient that the target, made without it, cannot give."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return False
-    live, made = (getattr(batch.entry(key), "requires_grad", False) for key in (name, target))
-    return live and not made
-
-
-def _targets(
-    batch: Batch, gamma: float | Tensor | None, lmbda: float | Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Advantage and value target, with a full stop on the values."""
-    for name, value in (("gamma", gamma), ("lmbda", lmbda)):
-        if value is None and not batch.has(name):
-            raise missing(
-                batch.function,
-                batch.td,
-                "advantage",
-                "Put it there with add_advantage, outside of the differentiated function, or give "
-                "both gamma and lmbda.",
-            )
-    value = batch.step("state_value").detach()
-    next_value = batch.step(("next", "state_value")).detach()
-    advantage = advantages(batch, value, next_value, gamma, lmbda)
-    return advantage, advantage + value

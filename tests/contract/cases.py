@@ -1,20 +1,14 @@
-"""One row for each public function: how it's called, and what it must stand.
+"""One row for each public function; those of ``losses`` stand in ``losses_*.py``, a file a room."""
 
-A case calls its function on a tuple of float64 trees and tensors. ``smooth`` is how often it's
-differentiable (0 where it gives integers, names or functions of no float). ``vmapped`` and
-``compiled`` are True, or the documented reason why not; ``inductor`` marks the named dozen.
-"""
-
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch.distributions import Categorical
 
-import losses
 from paramtree import (
     autodiff,
     compose,
@@ -28,30 +22,13 @@ from paramtree import (
     tree,
     with_next,
 )
+from tests.contract.case import Case, D, draw, flags
 
-D = torch.float64
-
-
-@dataclass
-class Case:
-    """A call of a public function, and the variants in which it must give the same."""
-
-    name: str
-    fn: Callable[..., Any]
-    args: Callable[[], tuple[Any, ...]]
-    smooth: int = 2
-    vmapped: bool | str = True
-    compiled: bool | str = True
-    inductor: bool = False
-    covers: tuple[str, ...] = field(default_factory=tuple)
-
-
-def draw(name: str, *shape: int, low: float = -1.0, high: float = 1.0) -> torch.Tensor:
-    return rng.uniform(rng.fold_in(rng.key(7), name), shape, low, high, dtype=D)
-
-
-def flags(name: str, *shape: int, p: float = 0.3) -> torch.Tensor:
-    return rng.bernoulli(rng.fold_in(rng.key(8), name), p, shape)
+LOSSES = [
+    row
+    for file in sorted(Path(__file__).parent.glob("losses_*.py"))
+    for row in importlib.import_module(f"tests.contract.{file.stem}").ROWS
+]
 
 
 def params() -> TensorDict:
@@ -100,56 +77,6 @@ def transform_case(
 
 
 # ------------------------------------------------------------------------------------- trajectories
-
-
-def trajectory(*size: int) -> TensorDict:
-    following = tree.new(
-        {
-            "reward": draw("reward", *size),
-            "done": flags("done", *size) | flags("end", *size),
-            "terminated": flags("done", *size),
-            "state_value": draw("next value", *size),
-            "prediction": draw("next prediction", *size, 4),
-        },
-        size,
-    )
-    entries = {
-        "logits": draw("logits", *size, 3),
-        "action": rng.randint(rng.key(5), size, 0, 3),
-        "state_value": draw("value", *size),
-        "prediction": draw("prediction", *size, 4),
-        "pi_hat": draw("pi_hat", *size),
-        "y_hat": draw("y_hat", *size, 4).softmax(-1),
-        "next": following,
-    }
-    return tree.new(entries, size)
-
-
-def advantaged(*size: int) -> TensorDict:
-    more = {"advantage": draw("advantage", *size), "value_target": draw("target", *size)}
-    return tree.new({**tree.entries(trajectory(*size)), **more}, size)
-
-
-def loss_case(
-    name: str, td: Callable[[], TensorDict], hyper: dict[str, float], **options: Any
-) -> Case:
-    loss = getattr(losses, name)
-
-    def call(td: TensorDict, values: TensorDict) -> torch.Tensor:
-        return losses.total(loss(td, Categorical, **tree.entries(values)))
-
-    def args() -> tuple[Any, ...]:
-        return td(), tree.new({k: torch.tensor(v, dtype=D) for k, v in hyper.items()})
-
-    return Case(f"losses.{name}", call, args, **options)
-
-
-def steps(*names: str) -> tuple[torch.Tensor, ...]:
-    return tuple(draw(name, 5, 2) for name in names)
-
-
-G, L = torch.tensor(0.9, dtype=D), torch.tensor(0.7, dtype=D)
-ENDS = (flags("done", 5, 2) | flags("end", 5, 2), flags("done", 5, 2))
 
 # ------------------------------------------------------------------------------------------ worlds
 
@@ -259,7 +186,6 @@ def square(x: torch.Tensor) -> torch.Tensor:
 
 
 HOST = "reads values on the host to decide how long to go on; not for hot paths"
-FACTORY = "a constructor: what it makes is held by the case that covers it"
 LOOP = "the outermost loop: it looks at ages on the host and calls back"
 
 CASES = [
@@ -467,82 +393,7 @@ CASES = [
         vmapped=HOST,
         compiled=HOST,
     ),
-    # losses
-    Case(
-        "losses.reverse_linear",
-        losses.reverse_linear,
-        lambda: (draw("a", 5, 2), draw("b", 5, 2), draw("c", 2)),
-        inductor=True,
-    ),
-    Case(
-        "losses.lambda_returns",
-        lambda r, v, g, lam: losses.lambda_returns(r, v, *ENDS, g, lam),
-        lambda: (*steps("r", "v"), G, L),
-    ),
-    Case(
-        "losses.gae",
-        lambda r, v, n, g, lam: losses.gae(r, v, n, *ENDS, g, lam),
-        lambda: (*steps("r", "v", "n"), G, L),
-        inductor=True,
-    ),
-    Case(
-        "losses.discounted_returns",
-        lambda r, g: losses.discounted_returns(r, *ENDS, g),
-        lambda: (*steps("r"), G),
-    ),
-    Case(
-        "losses.add_advantage",
-        lambda td, g, lam: tree.select(
-            losses.add_advantage(td, g, lam, normalize=True), "advantage", "value_target"
-        ),
-        lambda: (trajectory(2, 5), G, L),
-    ),
-    Case(
-        "losses.distribution",
-        lambda td: losses.distribution(td).log_prob(td["action"]),
-        lambda: (trajectory(2, 5),),
-    ),
-    Case(
-        "losses.independent_normal",
-        lambda m, s: losses.independent_normal(m, s.exp()).log_prob(torch.ones(3, dtype=D)),
-        lambda: (draw("m", 3), draw("s", 3)),
-    ),
-    Case("losses.squared_error", losses.squared_error, lambda: (draw("a", 3), draw("b", 3))),
-    Case(
-        "losses.total",
-        losses.total,
-        lambda: (tree.new({"loss_a": draw("a"), "loss_b": draw("b")}),),
-    ),
-    Case(
-        "losses.as_module",
-        lambda td: losses.total(losses.as_module(losses.a2c_loss, entropy_coeff=0.1)(td)),
-        lambda: (advantaged(2, 5),),
-        compiled=FACTORY,
-        covers=("losses.LossModule",),
-    ),
-    loss_case("policy_gradient_loss", lambda: advantaged(2, 5), {"entropy_coeff": 0.1}),
-    loss_case(
-        "a2c_loss",
-        lambda: advantaged(2, 5),
-        {"entropy_coeff": 0.1, "critic_coeff": 0.3},
-        inductor=True,
-    ),
-    loss_case(
-        "lpg_agent_loss",
-        lambda: trajectory(2, 5),
-        {"prediction_coeff": 0.3, "eps": 0.01},
-        inductor=True,
-    ),
-    loss_case(
-        "lpg_regularizer_loss",
-        lambda: trajectory(2, 5),
-        {"policy_entropy_coeff": 0.3, "y_hat_coeff": 0.1},
-    ),
-    loss_case(
-        "lpg_meta_loss",
-        lambda: advantaged(2, 5),
-        {"prediction_entropy_coeff": 0.3, "pi_hat_coeff": 0.1},
-    ),
+    *[row if isinstance(row, Case) else row.case() for row in LOSSES],
     # learning to learn
     Case(
         "meta.lpg_network",

@@ -333,7 +333,7 @@ def test_a_live_entry_beside_an_advantage_that_was_not_made_with_it_raises(traje
     def idle(g):
         return total(reducer(stale.copy().set("gamma", g)))
 
-    text = "entry 'gamma' requires grad, but its 'advantage' does not.*run add_advantage after"
+    text = "entry 'gamma' requires grad, but its 'advantage' does not.*make the targets after"
     with pytest.raises(ValueError, match=f"^{reducer.__name__}: the td's {text}"):
         grad(idle)(gamma)
     with pytest.raises(ValueError, match=text):

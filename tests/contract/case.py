@@ -1,0 +1,189 @@
+"""What a row of the contract's table is, and the numbers that rows are made of."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+import losses
+from paramtree import rng, tree
+
+D = torch.float64
+Key = str | tuple[str, ...]
+Real = float | torch.Tensor
+
+
+@dataclass
+class Case:
+    """A call of a public function, and the variants in which it must give the same.
+
+    A case calls its function on a tuple of float64 trees and tensors. ``smooth`` is how often it's
+    differentiable (0 where it gives integers, names or functions of no float). ``vmapped`` and
+    ``compiled`` are True, or the documented reason why not; ``inductor`` marks the named dozen;
+    ``covers`` names public functions that this row holds too.
+    """
+
+    name: str
+    fn: Callable[..., Any]
+    args: Callable[[], tuple[Any, ...]]
+    smooth: int = 2
+    vmapped: bool | str = True
+    compiled: bool | str = True
+    inductor: bool = False
+    covers: tuple[str, ...] = field(default_factory=tuple)
+
+
+@dataclass
+class Function:
+    """A row for a per-step function or a function of tensors in ``losses``.
+
+    ``args`` are its tensors by name, ``hyper`` its real hyper-parameters and a value for each at
+    which it is differentiable, ``options`` what else it takes. ``out`` picks from the result.
+    """
+
+    name: str
+    args: Callable[[], Mapping[str, torch.Tensor]]
+    hyper: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    out: Callable[[Any], Any] = lambda result: result
+    smooth: int = 2
+    vmapped: bool | str = True
+    compiled: bool | str = True
+    inductor: bool = False
+    covers: tuple[str, ...] = ()
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        return getattr(losses, self.name)
+
+    def call(self, args: Mapping[str, Any], hyper: Mapping[str, Any]) -> Any:
+        return self.out(self.fn(**args, **hyper, **self.options))
+
+    def case(self) -> Case:
+        def call(args: TensorDict, hyper: TensorDict) -> Any:
+            return self.call(tree.entries(args), tree.entries(hyper))
+
+        return Case(
+            f"losses.{self.name}",
+            call,
+            lambda: (tree.new(dict(self.args())), numbers(self.hyper)),
+            self.smooth,
+            self.vmapped,
+            self.compiled,
+            self.inductor,
+            tuple(f"losses.{name}" for name in self.covers),
+        )
+
+
+@dataclass
+class Reducer:
+    """A row for a reducer: a td ``[2, 5]`` in float64 that it reads, and what is real in it.
+
+    ``learned`` are the entries that an agent's networks write; where the td has ``("next", key)``
+    too, that is the same network's output on the states that follow. ``hyper`` are all of the
+    reducer's real keywords and a value for each at which it is differentiable, but those that only
+    make targets: these are ``target_hyper``, and ``targets(td, hyper)`` is the estimator that makes
+    the finished targets from them outside of the reducer. ``optional`` are entries of the td that
+    it reads but can do without; ``options`` what else it is called with. ``per_step`` is False
+    where steps do not stand for themselves (a mean over the td enters each).
+    """
+
+    name: str
+    td: Callable[[], TensorDict]
+    learned: tuple[Key, ...]
+    hyper: Mapping[str, float] = field(default_factory=dict)
+    target_hyper: Mapping[str, float] = field(default_factory=dict)
+    targets: Callable[[TensorDictBase, Mapping[str, Any]], TensorDictBase] | None = None
+    optional: tuple[Key, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    per_step: bool = True
+    smooth: int = 2
+    vmapped: bool | str = True
+    compiled: bool | str = True
+    inductor: bool = False
+    covers: tuple[str, ...] = ()
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        return getattr(losses, self.name)
+
+    @property
+    def real(self) -> set[str]:
+        """The keywords that the signature says may be tensors."""
+        parameters = inspect.signature(self.fn).parameters.values()
+        keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        return {p.name for p in keywords if p.annotation in (Real, Real | None)}
+
+    def call(self, td: TensorDictBase, hyper: Mapping[str, Any], **options: Any) -> TensorDictBase:
+        return self.fn(td, **hyper, **{**self.options, **options})
+
+    def finished(self, td: TensorDictBase, hyper: Mapping[str, Any]) -> TensorDictBase:
+        """The td with its targets."""
+        return td if self.targets is None else self.targets(td, hyper)
+
+    def case(self) -> Case:
+        def call(td: TensorDict, hyper: TensorDict) -> torch.Tensor:
+            h = tree.entries(hyper)
+            own = {name: h[name] for name in self.hyper}
+            return losses.total(self.call(self.finished(td, h), own))
+
+        return Case(
+            f"losses.{self.name}",
+            call,
+            lambda: (self.td(), numbers({**self.hyper, **self.target_hyper})),
+            self.smooth,
+            self.vmapped,
+            self.compiled,
+            self.inductor,
+            tuple(f"losses.{name}" for name in self.covers),
+        )
+
+
+def numbers(values: Mapping[str, float]) -> TensorDict:
+    return tree.new({name: torch.tensor(value, dtype=D) for name, value in values.items()})
+
+
+def draw(name: str, *shape: int, low: float = -1.0, high: float = 1.0) -> torch.Tensor:
+    return rng.uniform(rng.fold_in(rng.key(7), name), shape, low, high, dtype=D)
+
+
+def flags(name: str, *shape: int, p: float = 0.3) -> torch.Tensor:
+    return rng.bernoulli(rng.fold_in(rng.key(8), name), p, shape)
+
+
+def trajectory(*size: int) -> TensorDict:
+    following = tree.new(
+        {
+            "reward": draw("reward", *size),
+            **ends(*size),
+            "state_value": draw("next value", *size),
+            "prediction": draw("next prediction", *size, 4),
+        },
+        size,
+    )
+    entries = {
+        "logits": draw("logits", *size, 3),
+        "action": rng.randint(rng.key(5), size, 0, 3),
+        "state_value": draw("value", *size),
+        "prediction": draw("prediction", *size, 4),
+        "pi_hat": draw("pi_hat", *size),
+        "y_hat": draw("y_hat", *size, 4).softmax(-1),
+        "next": following,
+    }
+    return tree.new(entries, size)
+
+
+def advantaged(*size: int) -> TensorDict:
+    more = {"advantage": draw("advantage", *size), "value_target": draw("target", *size)}
+    return tree.new({**tree.entries(trajectory(*size)), **more}, size)
+
+
+def ends(*size: int) -> dict[str, torch.Tensor]:
+    """Flags of a trajectory: some steps end an episode, and some of those for good."""
+    return {
+        "done": flags("done", *size) | flags("end", *size),
+        "terminated": flags("done", *size),
+    }
