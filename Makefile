@@ -3,6 +3,7 @@
 # make demo       meta-trains a learned policy gradient on grid worlds; results in runs/demo
 # make test       the tests, without those marked slow; make test-all runs every one
 # make lint       ruff and pyright
+# make fixtures   records the numbers of rlax in tests/data, which the tests compare with
 # make bench      tests/benchmarks, each against its target
 # make notebooks  executes the notebooks
 #
@@ -17,7 +18,7 @@ MODULES := torch tensordict optree matplotlib rich safetensors tyro gymnasium to
            ipykernel nbclient numpy pyright pytest ruff paramtree losses
 JAX_MODULES := jax jaxlib optax rlax flax
 
-.PHONY: .venv .venv-jax demo test test-all lint bench notebooks
+.PHONY: .venv .venv-jax demo test test-all lint fixtures bench notebooks
 
 .venv:
 	@.ci/venv .venv "$(MODULES)" pyproject.toml .ci/constraints.txt -- \
@@ -38,6 +39,9 @@ test-all: .venv
 lint: .venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pyright
+
+fixtures: .venv-jax
+	.venv-jax/bin/python tests/fixtures/rlax.py
 
 bench: .venv
 	@status=0; for file in tests/benchmarks/bench_*.py; do \

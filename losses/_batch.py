@@ -20,6 +20,7 @@ from ._check import (
     check_flag,
     check_float,
     check_index,
+    check_positive,
     check_real,
     kind,
     missing,
@@ -27,6 +28,7 @@ from ._check import (
 )
 
 REDUCTIONS = ("mean", "sum", "none")
+PRIORITY = "td_error"  # stays per step, whatever the reduction: a replay buffer asks for it
 
 
 class Batch:
@@ -66,10 +68,15 @@ class Batch:
         return self.per_step(key, check_flag(self.function, path(key), self.entry(key, hint)))
 
     def vector(
-        self, key: Key, size: int | None = None, source: str = "", fill: float = 0.0
+        self,
+        key: Key,
+        size: int | None = None,
+        source: str = "",
+        fill: float = 0.0,
+        hint: str = "",
     ) -> Tensor:
         """Floats per step: ``[*B, m]``, with ``m = size`` (from ``source``) if it is given."""
-        value = check_float(self.function, path(key), self.entry(key))
+        value = check_float(self.function, path(key), self.entry(key, hint))
         dims = len(self.shape)
         if value.dim() != dims + 1 or value.shape[:dims] != self.shape:
             self.wrong_shape(key, value, batch_first(self.shape, "m"))
@@ -140,6 +147,11 @@ class Batch:
             self.wrong_shape(name, value, f"() or {batch_first(self.shape)}")
         return self.filled(value, 0.0)
 
+    def positive(self, name: str, value: Any) -> Any:
+        """A hyper-parameter above 0; per step, it is 1 at the steps that the mask leaves out."""
+        value = check_positive(self.function, name, self.hyper(name, value))
+        return self.filled(value, 1.0) if isinstance(value, Tensor) and value.dim() else value
+
     def finished(self, keys: tuple[str, ...], **discounts: float | Tensor | None) -> bool:
         """Whether the td brings its targets; raises where a discount would be without effect."""
         there = [key for key in keys if self.has(key)]
@@ -206,8 +218,8 @@ class Batch:
 
         With weights w, and a mask m of 0 and 1, "none" gives l w m per step, "sum" sum(l w m), and
         "mean" sum(l w m) / sum(w m). Metrics are means over the steps of the mask, without weights,
-        and per step with "none". What is in the summary, detached too, is one number for the whole
-        td: as it is, and left out with "none".
+        and per step with "none"; ``td_error`` is per step always. What is in the summary, detached
+        too, is one number for the whole td: as it is, and left out with "none".
         """
         check_choice(self.function, "reduction", reduction, REDUCTIONS)
         weight = self.step("weight") if self.has("weight") else None
@@ -225,7 +237,7 @@ class Batch:
             sums = {name: x.sum() / weights for name, x in terms.items()}
         else:
             sums = {name: _mean(x, steps) for name, x in terms.items()}
-        means = {name: _mean(x, steps) for name, x in kept.items()}
+        means = {name: x if name == PRIORITY else _mean(x, steps) for name, x in kept.items()}
         whole = {name: x.detach() for name, x in (summary or {}).items()}
         return locked(TensorDict({**sums, **means, **whole}, batch_size=[]))
 

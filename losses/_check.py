@@ -7,7 +7,7 @@ ranges.
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,25 @@ def check_flag(function: str, name: str, value: Any) -> Tensor:
     return value
 
 
+def check_alike(
+    function: str,
+    floats: Mapping[str, Any],
+    flags: Mapping[str, Any] | None = None,
+    wanted: Callable[[torch.Size], Any] = tuple,
+) -> torch.Size:
+    """The shape ``[...]`` that all tensors share, set by the first of ``floats``."""
+    source, first = next(iter(floats.items()))
+    shape = check_float(function, source, first).shape
+    for check, group in ((check_float, floats), (check_flag, flags or {})):
+        for name, value in group.items():
+            if check(function, name, value).shape != shape:
+                raise ValueError(
+                    f"{function}: {name} has shape {tuple(value.shape)}, "
+                    f"expected {wanted(shape)} (from {source})"
+                )
+    return shape
+
+
 def check_steps(
     function: str, floats: Mapping[str, Any], flags: Mapping[str, Any] | None = None
 ) -> torch.Size:
@@ -51,14 +70,7 @@ def check_steps(
         raise ValueError(f"{function}: {source} has shape (), expected [T, *batch], time first")
     if shape[0] == 0:
         raise ValueError(f"{function}: {source} has shape {tuple(shape)}, expected T of at least 1")
-    for check, group in ((check_float, floats), (check_flag, flags or {})):
-        for name, value in group.items():
-            if check(function, name, value).shape != shape:
-                raise ValueError(
-                    f"{function}: {name} has shape {tuple(value.shape)}, "
-                    f"expected {time_first(shape)} (from {source})"
-                )
-    return shape
+    return check_alike(function, floats, flags, time_first)
 
 
 def check_real(
@@ -80,6 +92,24 @@ def check_real(
     return value
 
 
+def check_positive(function: str, name: str, value: Any) -> Any:
+    """``value`` as it is, if it is a number above 0 or a floating-point tensor."""
+    value = check_real(function, name, value)
+    if not isinstance(value, Tensor) and not value > 0:
+        raise ValueError(f"{function}: {name} is {value}, expected a number above 0")
+    return value
+
+
+def check_scalar(
+    function: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf
+) -> Any:
+    """As ``check_real``, and a tensor has to be 0-d."""
+    value = check_real(function, name, value, low, high)
+    if isinstance(value, Tensor) and value.dim():
+        raise ValueError(f"{function}: {name} has shape {tuple(value.shape)}, expected ()")
+    return value
+
+
 def check_broadcast(
     function: str, name: str, value: Any, shape: torch.Size, source: str, wanted: str
 ) -> None:
@@ -93,6 +123,20 @@ def check_broadcast(
                 f"{function}: {name} has shape {tuple(value.shape)}, expected one that broadcasts "
                 f"to {wanted} (from {source})"
             )
+
+
+def check_hyper(
+    function: str,
+    name: str,
+    value: Any,
+    shape: torch.Size,
+    source: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> None:
+    """Raises if ``value`` is no number in [low, high], or a tensor that does not broadcast."""
+    check_real(function, name, value, low, high)
+    check_broadcast(function, name, value, shape, source, str(tuple(shape)))
 
 
 def check_index(

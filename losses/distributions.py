@@ -9,32 +9,35 @@ it gets is read off the td:
     loc and scale           dist_class(loc=..., scale=...)
     actor_output, a tensor  dist_class(actor_output), for Categorical so the probabilities
     actor_output, a td      dist_class(**actor_output)
+    params, a td            dist_class(params=params), for ``joint`` its heads' parameters by name
+
+``masked_categorical`` gets ``action_mask`` too. A probability of 0 under ``probs`` counts as the
+least positive normal number, so that its logarithm is finite; a logit of -inf is a probability of
+exactly 0. Independent components of an action add up, and so do the heads of a nested one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.nn import CompositeDistribution
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.distributions import Categorical, Independent
 
 from ._batch import Batch
-from ._check import (
-    batch_first,
-    check_broadcast,
-    check_float,
-    check_index,
-    dtype,
-    gather,
-    kind,
-    missing,
-    no_data,
-)
+from ._check import batch_first, check_index, dtype, kind, missing, no_data, path
+from .densities import LeanCategorical as LeanCategorical
+from .densities import TanhNormal as TanhNormal
+from .densities import disorder as disorder
+from .densities import independent_normal as independent_normal
+from .densities import known_divergence, masked_categorical
+from .densities import log_softmax as log_softmax
 
 DistClass = Callable[..., Any]
+Source = tuple[str, ...]
 
-_SOURCES = (("logits",), ("probs",), ("loc", "scale"), ("actor_output",))
+_SOURCES = (("logits",), ("probs",), ("loc", "scale"), ("actor_output",), ("params",))
 
 
 def distribution(td: TensorDictBase, dist_class: DistClass = Categorical) -> Any:
@@ -42,7 +45,7 @@ def distribution(td: TensorDictBase, dist_class: DistClass = Categorical) -> Any
 
     Args:
         td: ``[*B]`` with ``logits`` or ``probs`` (``[*B, A]`` for Categorical), or ``loc`` and
-            ``scale``, or ``actor_output``.
+            ``scale``, or ``actor_output``, or ``params``.
         dist_class: callable from these to a distribution.
 
     Returns:
@@ -56,41 +59,126 @@ def distribution(td: TensorDictBase, dist_class: DistClass = Categorical) -> Any
     return make_distribution(Batch("distribution", td), dist_class)
 
 
-def independent_normal(loc: Tensor, scale: Tensor) -> Independent:
-    """Normal distribution of a vector of independent components, as a ``dist_class``.
+def joint(**heads: DistClass) -> "Joint":
+    """Distribution of a nested action, of heads that are independent given the state.
+
+        log p(a) = sum_h log p_h(a_h),    H = sum_h H_h
+
+    With ``joint(steer=independent_normal, gear=Categorical)`` as ``dist_class``, the action is a td
+    with ``steer`` and ``gear``, and so is ``actor_output`` or ``params``: ``{"steer": {"loc",
+    "scale"}, "gear": {"logits"}}``. A head is again whatever may be a ``dist_class``, a ``joint``
+    too, and its actions and parameters are what they are without the others.
 
     Args:
-        loc: mean, ``[*B, D]`` float.
-        scale: standard deviation, ``[*B, D]`` float, positive.
+        heads: a ``dist_class`` for each name of the action.
 
     Returns:
-        The distribution, of batch shape ``[*B]`` and event shape ``[D]``.
+        A ``dist_class``: called with a td of parameters for each head, all of batch size ``[*B]``,
+        it gives a distribution of batch shape ``[*B]``.
 
     Raises:
-        ValueError: the scale does not broadcast to the shape of the mean.
-        TypeError: an argument is not floating-point.
+        ValueError: there is no head.
+        TypeError: a head is not callable.
     """
-    shape = check_float("independent_normal", "loc", loc).shape
-    check_float("independent_normal", "scale", scale)
-    check_broadcast("independent_normal", "scale", scale, shape, "loc", batch_first(shape))
-    return Independent(Normal(loc, scale), 1)
+    if not heads:
+        raise ValueError("joint: no head is given; name one, e.g. joint(move=Categorical)")
+    for name, dist_class in heads.items():
+        if not callable(dist_class):
+            raise TypeError(f"joint: {name} is {kind(dist_class)}, expected a dist_class")
+    return Joint(heads)
 
 
-def make_distribution(batch: Batch, dist_class: DistClass) -> Any:
-    """``distribution`` of an opened td."""
-    args, kwargs = _parameters(batch)
-    if dist_class is Categorical and len(args) + len(kwargs) == 1:
-        name = next(iter(kwargs), "probs")
-        if name in ("logits", "probs"):
-            return _categorical(batch, name, args[0] if args else kwargs[name])
-    name = getattr(dist_class, "__name__", repr(dist_class))
-    try:
-        return dist_class(*args, **kwargs)
-    except TypeError as error:
-        given = ", ".join(kwargs) if kwargs else "actor_output"
-        raise TypeError(
-            f"{batch.function}: dist_class {name} does not take {given}, as the td has it: {error}"
-        ) from error
+def kl_divergence(p: Any, q: Any) -> Tensor:
+    """Divergence of two distributions of one kind, KL(p || q).
+
+    For categorical ones sum_k p_k (log p_k - log q_k), where 0 log 0 is 0: it is +inf only where an
+    action has p_k > 0 and q_k = 0, and the gradient leaves such an action out. For ``tanh_normal``
+    that of the normals under the tanh, for ``joint`` the sum over heads, and for others what
+    torch.distributions knows.
+
+    Args:
+        p: a distribution, as ``distribution`` or a ``dist_class`` gives it.
+        q: likewise, of the same kind and shapes. Two ``tanh_normal`` have the same bounds.
+
+    Returns:
+        A number for each element of the distributions' batch shape, differentiable in the
+        parameters of both.
+
+    Raises:
+        ValueError: no divergence of two such distributions is known.
+
+    Source: Kullback & Leibler (1951), equation 2.4.
+    """
+    return _kl("kl_divergence", p, q)
+
+
+class Joint:
+    """What ``joint`` gives."""
+
+    def __init__(self, heads: Mapping[str, DistClass]) -> None:
+        self.heads = dict(heads)
+        self.__name__ = f"joint({', '.join(heads)})"
+
+    def __call__(self, **parameters: TensorDictBase) -> "JointDistribution":
+        """The distribution of the heads' parameters, a td for each."""
+        sizes = {name: getattr(x, "batch_size", None) for name, x in parameters.items()}
+        first = next(iter(parameters.values()), None)
+        if not isinstance(first, TensorDictBase) or len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"{self.__name__}: the heads' parameters have the batch sizes {sizes}, expected "
+                "one TensorDict for each head, all of one batch size"
+            )
+        return self.made(Batch(self.__name__, first), "parameters", parameters, None)
+
+    def made(
+        self, batch: Batch, where: str, parameters: Mapping[str, Any], action_mask: Any
+    ) -> "JointDistribution":
+        """The distribution of parameters that an opened td holds under the name ``where``."""
+        for ours, theirs in ((self.heads, parameters), (parameters, self.heads)):
+            if lacking := [name for name in ours if name not in theirs]:
+                raise ValueError(
+                    f"{batch.function}: the heads are {', '.join(self.heads)}, and {where} holds "
+                    f"{', '.join(parameters) or 'nothing'}; {lacking[0]!r} is in one of them only"
+                )
+        heads = {}
+        for name, dist_class in self.heads.items():
+            value, mask = parameters[name], _child(action_mask, name)
+            args, kwargs = _arguments(value)
+            heads[name] = _build(batch, f"{where}.{name}", dist_class, args, kwargs, mask)
+        return JointDistribution(batch, heads)
+
+
+class JointDistribution:
+    """Distributions by name, of an action that is a td with these names."""
+
+    def __init__(self, batch: Batch, heads: Mapping[Any, Any], at_root: bool = False) -> None:
+        """Takes the td that the heads were read from; ``at_root`` if it may hold the actions."""
+        self.batch, self.heads, self.at_root = batch, dict(heads), at_root
+        self.batch_shape = batch.shape
+
+    def log_prob(self, action: TensorDictBase) -> Tensor:
+        """Log-probability ``[*B]`` of an action."""
+        return _log_prob(self.batch, self, action, "action")
+
+    def entropy(self) -> Tensor:
+        """Entropy ``[*B]``."""
+        return entropy(self.batch, self)
+
+
+# ---- for the other files: distributions of an opened td
+
+
+def make_distribution(batch: Batch, dist_class: DistClass, source: Source = ()) -> Any:
+    """``distribution`` of an opened td, or of the td nested in it under ``source``."""
+    where, args, kwargs = _parameters(batch, source)
+    action_mask = batch.td.get((*source, "action_mask"), None)
+    if action_mask is None and source == ("behavior",):  # it met the same states
+        action_mask = batch.td.get("action_mask", None)
+    if dist_class is masked_categorical and action_mask is None and "action_mask" not in kwargs:
+        raise missing(batch.function, batch.td, (*source, "action_mask"))
+    if action_mask is not None:
+        action_mask = _filled(batch, "action_mask", action_mask)
+    return _build(batch, where, dist_class, args, kwargs, action_mask)
 
 
 def action_log_prob(batch: Batch, dist: Any) -> Tensor:
@@ -98,122 +186,244 @@ def action_log_prob(batch: Batch, dist: Any) -> Tensor:
 
     Where the distribution keeps the components of an action apart, they add up.
     """
-    action = batch.entry("action")
-    if batch.mask is not None and isinstance(action, Tensor):
-        action = batch.filled(action, 0.5 if action.is_floating_point() else 0)
-    if isinstance(dist, LeanCategorical):
-        return dist.gathered(batch.function, action, batch.mask)
-    value = dist.log_prob(action)
-    if value.shape != batch.shape and value.shape != getattr(action, "shape", None):
-        raise ValueError(
-            f"{batch.function}: the distribution's log_prob has shape {tuple(value.shape)}, "
-            f"expected {batch_first(batch.shape)} (the td's batch size) or the action's shape, "
-            f"{tuple(getattr(action, 'shape', ()))}; its parameters and the action do not match"
-        )
-    return _summed(batch, "log_prob", value)
+    if isinstance(dist, JointDistribution) and dist.at_root:
+        there = all(batch.td.get(key, None) is not None for key in dist.heads)
+        return _log_prob(batch, dist, batch.td if there else batch.entry("action"), "action")
+    return _log_prob(batch, dist, batch.entry("action"), "action")
 
 
 def entropy(batch: Batch, dist: Any) -> Tensor:
     """Entropy per step, ``[*B]``."""
     try:
-        value = dist.entropy()
-    except NotImplementedError:
+        return _entropy(batch, dist)
+    except NotImplementedError as error:
         raise ValueError(
-            f"{batch.function}: {type(dist).__name__} has no entropy in closed form; "
+            f"{batch.function}: {error} has no entropy in closed form; "
             "give a dist_class whose result has a method entropy()"
         ) from None
-    return _summed(batch, "entropy", value)
 
 
-def log_softmax(x: Tensor) -> Tensor:
-    """As torch's, over the last axis; on few columns several times faster than its CPU kernel."""
-    if x.shape[-1] >= 16 or not x.is_cpu:
-        return x.log_softmax(-1)
-    x = x - x.amax(-1, keepdim=True).detach()  # a shift is without effect, to every order
-    return x - x.exp().sum(-1, keepdim=True).log()
+def entropy_bonus(
+    batch: Batch, dist: Any, entropy_coeff: float | Tensor, like: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """``loss_entropy`` and the metric ``entropy``, ``[*B]`` and ``like`` the log-probability.
+
+    A distribution without an entropy will do where the coefficient is the number 0: the loss is
+    then 0, and there is no metric.
+    """
+    coeff = batch.hyper("entropy_coeff", entropy_coeff)
+    if not isinstance(coeff, Tensor) and coeff == 0:
+        try:
+            value = _entropy(batch, dist)
+        except NotImplementedError:
+            return {"loss_entropy": torch.zeros_like(like)}, {}
+    else:
+        value = entropy(batch, dist)
+    return {"loss_entropy": -coeff * value}, {"entropy": value}
 
 
-def disorder(log_probs: Tensor) -> Tensor:
-    """Entropy -sum_k p_k log p_k, where 0 log 0 is 0, with gradients that are finite."""
-    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-    return -(log_probs.exp() * finite).sum(-1)
+def kl(batch: Batch, p: Any, q: Any) -> Tensor:
+    """KL(p || q) per step, ``[*B]``."""
+    return _summed(batch, "kl_divergence", _kl(batch.function, p, q))
 
 
-class LeanCategorical(Categorical):
-    """torch's Categorical over log-probabilities that are normalized already."""
-
-    def __init__(self, log_probs: Tensor, source: str) -> None:
-        """Takes log-probabilities ``[*B, A]``, and the key that they came from, for errors."""
-        vars(self).update(logits=log_probs, _param=log_probs)  # torch's class makes them lazily
-        self._num_events = log_probs.shape[-1]
-        self.source = source
-        Distribution.__init__(self, log_probs.shape[:-1], validate_args=False)
-
-    def log_prob(self, action: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Log-probability ``[*B]`` of an action, an index or one-hot."""
-        return self.gathered("log_prob", action)
-
-    def entropy(self) -> Tensor:
-        """Entropy ``[*B]``."""
-        return disorder(self.logits)
-
-    def gathered(self, function: str, action: Any, mask: Tensor | None = None) -> Tensor:
-        """``log_prob`` on behalf of a function, whose name its errors bear."""
-        batch, size = self._batch_shape, self._num_events
-        index = check_index(function, "action", action, batch, size, self.source, mask)
-        return gather(function, "action", self.logits, index, self.source)
+# ---- reading parameters
 
 
-def _parameters(batch: Batch) -> tuple[list[Any], dict[str, Any]]:
-    """Positional and keyword arguments for ``dist_class``."""
-    found = [keys for keys in _SOURCES if batch.has(keys[0])]
+def _parameters(batch: Batch, source: Source) -> tuple[str, list[Any], dict[str, Any]]:
+    """Where the td has the parameters, and positional and keyword arguments for ``dist_class``."""
+    node = batch.entry(source) if source else batch.td
+    if not isinstance(node, TensorDictBase):
+        raise TypeError(f"{batch.function}: {path(source)} is {kind(node)}, expected a TensorDict")
+    present = frozenset(node.keys())
+    found = [keys for keys in _SOURCES if keys[0] in present]
     if len(found) > 1:
-        names = " and ".join(repr(keys[0]) for keys in found)
+        names = " and ".join(repr(path((*source, keys[0]))) for keys in found)
+        last = (*source, found[-1][0]) if source else found[-1][0]
         raise ValueError(
             f"{batch.function}: the td holds {names}, and only one may parametrize the actions; "
-            f"drop the others first, e.g. td.exclude({found[-1][0]!r})"
+            f"drop the others first, e.g. td.exclude({last!r})"
         )
     if not found:
         raise missing(
             batch.function,
             batch.td,
-            "logits",
-            "A distribution needs logits, or probs, or loc and scale, or actor_output.",
+            (*source, "logits"),
+            "A distribution needs logits, or probs, or loc and scale, or actor_output, or params.",
         )
-    entries = {key: batch.entry(key) for key in found[0]}
-    if isinstance(entries.get("actor_output"), TensorDictBase):
-        return [], {k: _filled(batch, k, x) for k, x in entries["actor_output"].items()}
-    entries = {key: _filled(batch, key, value) for key, value in entries.items()}
-    return ([entries["actor_output"]], {}) if "actor_output" in entries else ([], entries)
+    entries = {key: _filled(batch, key, batch.entry((*source, key))) for key in found[0]}
+    where = path((*source, found[0][0]))
+    if "actor_output" in entries:
+        return where, *_arguments(entries["actor_output"])
+    return where, [], entries
+
+
+def _arguments(value: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Parameters as arguments: a td as keywords, a tensor as it is."""
+    return ([], dict(value.items())) if isinstance(value, TensorDictBase) else ([value], {})
 
 
 def _filled(batch: Batch, name: str, value: Any) -> Any:
     """A parameter; steps that the mask leaves out hold ones, which every distribution takes."""
     if isinstance(value, TensorDictBase):
-        return value.apply(lambda x: batch.filled(x, 1.0)) if batch.mask is not None else value
+        if batch.mask is None:
+            return value
+        return value.named_apply(lambda key, x: _filled(batch, key, x), nested_keys=False)
     if not isinstance(value, Tensor):
         raise TypeError(f"{batch.function}: {name} is {kind(value)}, expected a tensor")
-    return batch.filled(value, 1.0) if value.is_floating_point() else value
+    if value.is_floating_point():
+        return batch.filled(value, -1.0 if name == "low" else 1.0)  # a bound is below the other
+    return batch.filled(value, True) if value.dtype == torch.bool else value
 
 
-def _categorical(batch: Batch, name: str, value: Tensor) -> LeanCategorical:
-    source = "actor_output" if batch.has("actor_output") else name
-    if not value.is_floating_point():
+def _build(
+    batch: Batch,
+    where: str,
+    dist_class: DistClass,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    action_mask: Any,
+) -> Any:
+    """The distribution of parameters that stand under the name ``where``."""
+    if isinstance(dist_class, Joint):
+        heads = args[0] if args else kwargs["params"] if "params" in kwargs else kwargs
+        if isinstance(heads, Tensor):
+            raise TypeError(f"{batch.function}: {where} is a Tensor, expected a TensorDict")
+        return dist_class.made(batch, where, dict(heads.items()), action_mask)
+    if dist_class is Categorical and len(args) + len(kwargs) == 1:
+        name = next(iter(kwargs), "probs")
+        if name in ("logits", "probs"):
+            return _categorical(batch, where, name, args[0] if args else kwargs[name])
+    if dist_class is masked_categorical and action_mask is not None:
+        kwargs = {"action_mask": action_mask, **kwargs}
+    name = getattr(dist_class, "__name__", repr(dist_class))
+    try:
+        dist = dist_class(*args, **kwargs)
+    except TypeError as error:
+        given = ", ".join(kwargs) if kwargs else where
         raise TypeError(
-            f"{batch.function}: {source} has dtype {dtype(value)}, expected a floating-point one"
-        )
+            f"{batch.function}: dist_class {name} does not take {given}, as the td has it: {error}"
+        ) from error
+    if isinstance(dist, CompositeDistribution):
+        return JointDistribution(batch, dist.dists, at_root=True)
+    if isinstance(dist, LeanCategorical):
+        dist.source = where
+        if dist.batch_shape != batch.shape:
+            batch.wrong_shape(where, dist.logits, batch_first(batch.shape, "A"))
+    return dist
+
+
+def _categorical(batch: Batch, where: str, name: str, value: Any) -> LeanCategorical:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = f"has dtype {dtype(value)}" if isinstance(value, Tensor) else f"is {kind(value)}"
+        raise TypeError(f"{batch.function}: {where} {got}, expected a floating-point tensor")
     dims = len(batch.shape)
     if value.dim() != dims + 1 or value.shape[:dims] != batch.shape or value.shape[-1] == 0:
-        batch.wrong_shape(source, value, batch_first(batch.shape, "A"))
+        batch.wrong_shape(where, value, batch_first(batch.shape, "A"))
     if name == "logits":
-        return LeanCategorical(log_softmax(value), source)
+        return LeanCategorical(log_softmax(value), where)
     if not no_data() and bool((value < 0).any()):
         raise ValueError(
-            f"{batch.function}: {source} holds negative numbers, expected probabilities; "
+            f"{batch.function}: {where} holds negative numbers, expected probabilities; "
             "put log-probabilities under 'logits'"
         )
     probs = value / value.sum(-1, keepdim=True)
-    return LeanCategorical(probs.clamp(min=torch.finfo(probs.dtype).tiny).log(), source)
+    return LeanCategorical(probs.clamp(min=torch.finfo(probs.dtype).tiny).log(), where)
+
+
+# ---- asking a distribution, head by head
+
+
+def _log_prob(batch: Batch, dist: Any, action: Any, name: str) -> Tensor:
+    """Log-probability per step, ``[*B]``, of the action that stands under ``name``."""
+    if isinstance(dist, JointDistribution):
+        return sum(
+            _log_prob(batch, head, _head_action(batch, action, key, name), f"{name}.{path(key)}")
+            for key, head in dist.heads.items()
+        )  # pyright: ignore[reportReturnType]
+    action = _filled_action(batch, action)
+    if isinstance(dist, LeanCategorical):
+        return dist.gathered(batch.function, name, action, batch.mask)
+    if type(dist) is Categorical and dist.batch_shape == batch.shape:
+        size, where = dist.logits.shape[-1], "the distribution"
+        action = check_index(batch.function, name, action, batch.shape, size, where, batch.mask)
+    action = _event(batch, dist, action, name)
+    value = dist.log_prob(action)
+    if value.shape != batch.shape and value.shape != getattr(action, "shape", None):
+        raise ValueError(
+            f"{batch.function}: the distribution's log_prob has shape {tuple(value.shape)}, "
+            f"expected {batch_first(batch.shape)} (the td's batch size) or the {name}'s shape, "
+            f"{tuple(getattr(action, 'shape', ()))}; its parameters and the {name} do not match"
+        )
+    return _summed(batch, "log_prob", value)
+
+
+def _head_action(batch: Batch, action: Any, key: Any, name: str) -> Any:
+    if not isinstance(action, TensorDictBase):
+        raise TypeError(
+            f"{batch.function}: {name} is {kind(action)}, expected a TensorDict with the names of "
+            "the heads"
+        )
+    value = action.get(key, None)
+    if value is None:
+        raise missing(batch.function, batch.td, f"{name}.{path(key)}")
+    return value
+
+
+def _filled_action(batch: Batch, action: Any) -> Any:
+    """An action; steps that the mask leaves out hold what every distribution takes."""
+    if batch.mask is None:
+        return action
+    if isinstance(action, TensorDictBase):
+        return action.apply(lambda x: _filled_action(batch, x))
+    if not isinstance(action, Tensor):
+        return action
+    return batch.filled(action, 0.5 if action.is_floating_point() else 0)
+
+
+def _event(batch: Batch, dist: Any, action: Any, name: str) -> Any:
+    """An action in the shape of its distribution; it may lack an axis of one component."""
+    if not isinstance(dist, Independent | TanhNormal) or not isinstance(action, Tensor):
+        return action
+    shape = dist.batch_shape + dist.event_shape
+    if (*action.shape, 1) == shape:
+        return action.unsqueeze(-1)
+    if action.shape != shape:
+        batch.wrong_shape(name, action, batch_first(shape), " (from the distribution)")
+    return action
+
+
+def _entropy(batch: Batch, dist: Any) -> Tensor:
+    """Entropy per step, ``[*B]``; NotImplementedError with the class's name if there is none."""
+    if isinstance(dist, JointDistribution):
+        return sum(_entropy(batch, head) for head in dist.heads.values())  # pyright: ignore[reportReturnType]
+    if not hasattr(dist, "entropy"):
+        raise NotImplementedError(type(dist).__name__)
+    try:
+        value = dist.entropy()
+    except NotImplementedError:
+        raise NotImplementedError(type(dist).__name__) from None
+    return _summed(batch, "entropy", value)
+
+
+def _kl(function: str, p: Any, q: Any) -> Any:
+    """``kl_divergence`` on behalf of a function."""
+    if isinstance(p, JointDistribution) and isinstance(q, JointDistribution):
+        if p.heads.keys() == q.heads.keys():
+            parts = ((p.heads[name], q.heads[name]) for name in p.heads)
+            return sum(_summed(p.batch, "kl_divergence", _kl(function, *pair)) for pair in parts)
+    else:
+        value = known_divergence(p, q)
+        if value is not None:
+            return value
+    raise ValueError(
+        f"{function}: no divergence is known of {kind(p)} from {kind(q)}, expected two of one "
+        "kind, with the same heads and bounds"
+    )
+
+
+def _child(td: Any, name: str) -> Any:
+    return td.get(name, None) if isinstance(td, TensorDictBase) else None
 
 
 def _summed(batch: Batch, name: str, value: Tensor) -> Tensor:

@@ -10,7 +10,12 @@ regularizers of what it wrote *during* them:
 
 ``lpg_meta_loss`` is that sum over one td, for when both are the same. Nothing here is detached;
 that pi(a_t|s_t) and y enter the meta-network cut off is the rule's affair.
+
+Meta-gradients of hyper-parameters: an agent learns with a discount that is itself learned, and
+``mgrl_outer_loss`` judges the updated agent on its next trajectory, under a discount that is not.
 """
+
+from collections.abc import Callable
 
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -25,6 +30,8 @@ from .distributions import (
     log_softmax,
     make_distribution,
 )
+from .estimators import stopped_advantage
+from .value import squared_error
 
 
 def lpg_agent_loss(
@@ -173,6 +180,85 @@ def lpg_meta_loss(
     losses, metrics = _regularizers(batch, entropy(batch, dist), coeffs)
     objective = -action_log_prob(batch, dist) * batch.step("advantage")
     return batch.reduced(reduction, {"loss_objective": objective, **losses}, metrics)
+
+
+def mgrl_outer_loss(
+    td: TensorDictBase,
+    dist_class: DistClass = Categorical,
+    *,
+    reference_gamma: float | Tensor | None = None,
+    reference_lmbda: float | Tensor | None = None,
+    critic_coeff: float | Tensor = 0.0,
+    entropy_coeff: float | Tensor = 0.0,
+    distance: Callable[[Tensor, Tensor], Tensor] = squared_error,
+    reduction: str = "mean",
+) -> TensorDictBase:
+    """What meta-gradient reinforcement learning descends: actor-critic at reference discounts.
+
+        loss_objective = -log pi'(a_t|s_t) A_t
+        loss_critic = critic_coeff distance(V'(s_t), G_t), by default (V'(s_t) - G_t)^2, without 1/2
+        loss_entropy = -entropy_coeff H(pi'(.|s_t))
+
+    with the policy pi' and the value V' after the update that is judged, and A_t and G_t made at
+    the *reference* discounts, with a **full stop** on ``state_value`` and ``("next",
+    "state_value")`` as far as they enter: the gradient is the paper's, (G_t - V') d log pi' + ...,
+    and reaches the learned discounts through the updated parameters alone. It is right for a loss
+    that, as this one, is differentiated once from outside of all updates. The td's entries
+    ``gamma`` and ``lmbda``, those that the agent learns with, are not read.
+
+    Where the td holds ``advantage`` or ``value_target``, these are taken, and nothing is detached:
+    make them with ``add_advantage`` at the reference discounts.
+
+    Args:
+        td: validation trajectory ``[*B, T]``, time last or named "time", with the policy's
+            parameters (see ``distribution``), ``action``, ``state_value``, and either ``advantage``
+            and ``value_target`` or what ``add_advantage`` reads; optionally ``mask`` and
+            ``weight``.
+        dist_class: callable from the parameters to a distribution.
+        reference_gamma: discount, in [0, 1], 0.995 if None; float or tensor, 0-d or ``[*B, T]``. An
+            entry of the td of this name wins.
+        reference_lmbda: decay of the trace, in [0, 1], 1 if None; likewise.
+        critic_coeff: weight of the critic, 0 for a policy gradient alone; float or tensor, 0-d or
+            ``[*B, T]``. An entry of the td wins.
+        entropy_coeff: weight of the entropy; likewise.
+        distance: elementwise function of the value and its target.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        ``loss_objective``, ``loss_critic``, ``loss_entropy``, and detached ``entropy``.
+
+    Raises:
+        ValueError: a key is missing, a shape is wrong, or a reference discount stands beside an
+            ``advantage``.
+        TypeError: an entry or a hyper-parameter has the wrong dtype.
+
+    Source: Xu, van Hasselt & Silver (2018), "Meta-gradient reinforcement learning", section 1.
+    """
+    batch = Batch("mgrl_outer_loss", td)
+    value = batch.step("state_value")
+    given = {"reference_gamma": reference_gamma, "reference_lmbda": reference_lmbda}
+    if batch.finished(("advantage", "value_target"), **given):
+        advantage, target = batch.step("advantage"), batch.step("value_target")
+    else:
+        defaults = {"reference_gamma": 0.995, "reference_lmbda": 1.0}
+        discounts = [
+            batch.hyper(name, defaults[name] if x is None else x, 0.0, 1.0)
+            for name, x in given.items()
+        ]
+        learned_with = [key for key in ("gamma", "lmbda") if batch.has(key)]
+        plain = Batch(batch.function, td.exclude(*learned_with)) if learned_with else batch
+        advantage, target = stopped_advantage(plain, *discounts)
+    dist = make_distribution(batch, dist_class)
+    error = distance(value, target)
+    if error.shape != value.shape:
+        batch.wrong_shape("distance's result", error, f"{list(value.shape)}, one number per step")
+    policy_entropy = entropy(batch, dist)
+    losses = {
+        "loss_objective": -action_log_prob(batch, dist) * advantage,
+        "loss_critic": batch.hyper("critic_coeff", critic_coeff) * error,
+        "loss_entropy": -batch.hyper("entropy_coeff", entropy_coeff) * policy_entropy,
+    }
+    return batch.reduced(reduction, losses, {"entropy": policy_entropy})
 
 
 def _regularizers(

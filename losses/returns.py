@@ -1,4 +1,4 @@
-"""Returns and advantages: one equation, one function, all through one kernel.
+"""Returns and advantages on policy: one equation, one function, all through one kernel.
 
 The kernel is the linear recurrence backward in time
 
@@ -19,38 +19,50 @@ A truncation is ``done`` without ``terminated``: the return stops there and boot
 The ``next_value`` of a terminated step is without influence and without gradient, whatever number
 stands there, NaN included.
 
+With a pair ``tx`` of functions, ``apply`` and its inverse ``inverse``, values live in a transformed
+space (a squashed one, say): they come in transformed, and so goes the result,
+apply(return(reward, inverse(value))). There a value may have one axis more than the reward, if
+``inverse`` removes it (a two-hot vector, say). Rewards are never transformed (van Hasselt et al.
+2019, "General non-linear Bellman equations").
+
 Nothing here is detached: every result is differentiable in every float argument, any number of
 times, under ``torch.func`` and inside ``torch.compile``.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ._check import check_broadcast, check_float, check_real, check_steps, time_first
+from ._check import (
+    check_alike,
+    check_broadcast,
+    check_choice,
+    check_float,
+    check_real,
+    kind,
+    time_first,
+)
+from ._recurrence import METHODS, solve
+from ._steps import check_arguments, closed, discounts, opened, plain_values
+from .scaling import TxPair
 
-# Measured forward and backward on a CPU: a step of the loop costs a fixed few microseconds, so
-# halving wins from 16 steps on, until a step holds about 25 T numbers and the extra memory traffic
-# of halving is what counts.
-_HALVE_FROM = 16
-_HALVE_WIDTH = 25
 
-
-def reverse_linear(a: float | Tensor, b: Tensor, last: float | Tensor) -> Tensor:
+def reverse_linear(
+    a: float | Tensor, b: Tensor, last: float | Tensor, method: str = "auto"
+) -> Tensor:
     """Linear recurrence backward in time: x_t = a_t x_{t+1} + b_t, with x_T = last.
 
     Args:
         a: ``[T, *batch]`` float, or what broadcasts with ``b``.
         b: ``[T, *batch]`` float, or what broadcasts with ``a``.
         last: ``[*batch]`` float, or what broadcasts to it: the value after the last step.
+        method: "loop", T operations, one after the other; "halve", about log2(T) rounds over all
+            steps at once; or "auto", which of them is faster for the shape.
 
     Returns:
         x_0 to x_{T-1}, ``[T, *batch]``, differentiable in every argument.
 
     Raises:
-        ValueError: the shapes do not broadcast, or there is no time axis.
+        ValueError: the shapes do not broadcast, there is no time axis, or no such method.
         TypeError: an argument is not floating-point.
 
     Example:
@@ -58,6 +70,7 @@ def reverse_linear(a: float | Tensor, b: Tensor, last: float | Tensor) -> Tensor
         tensor([1.7500, 1.5000, 1.0000])
     """
     name = "reverse_linear"
+    check_choice(name, "method", method, METHODS)
     check_float(name, "b", b)
     check_real(name, "a", a)
     check_real(name, "last", last)
@@ -75,7 +88,52 @@ def reverse_linear(a: float | Tensor, b: Tensor, last: float | Tensor) -> Tensor
             f"{name}: b has shape {tuple(b.shape)}, expected [T, *batch] with T of at least 1"
         )
     check_broadcast(name, "last", last, shape[1:], "b", f"[*batch] = {tuple(shape[1:])}")
-    return _reverse_linear(a, b, last, shape)
+    return solve(a, b, last, shape, method)
+
+
+def td_targets(
+    reward: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    gamma: float | Tensor,
+    tx: TxPair | None = None,
+) -> Tensor:
+    """Targets of one step: the reward, and the value of what follows.
+
+        G_t = r_t + gamma_t (1 - terminated_t) V(s_{t+1})
+
+    What ``next_value`` is makes the algorithm: V(s') for TD(0) and QV-learning, max_a Q(s', a) for
+    Q-learning and QV-max, Q(s', a') for SARSA, sum_a pi(a|s') Q(s', a) for expected SARSA.
+
+    Args:
+        reward: ``[...]`` float, any shape.
+        next_value: ``[...]`` float.
+        terminated: ``[...]`` bool; cuts the bootstrap.
+        gamma: discount, in [0, 1]; float, or a tensor that broadcasts to the reward's shape.
+        tx: the space that values live in, see above.
+
+    Returns:
+        ``[...]``, differentiable in every float argument.
+
+    Raises:
+        ValueError: a shape differs from the reward's, or gamma is a float out of its range.
+        TypeError: the flag is not bool, or another tensor not floating-point.
+
+    Source: Sutton & Barto (2018), section 6.1; Wiering (2005), "QV(lambda)-learning".
+
+    Example:
+        >>> reward, terminated = torch.tensor([1.0, 1.0]), torch.tensor([False, True])
+        >>> next_action_value = torch.tensor([[2.0, 4.0], [3.0, 5.0]])
+        >>> td_targets(reward, next_action_value.amax(-1), terminated, 0.5)
+        tensor([3., 1.])
+    """
+    name = "td_targets"
+    floats = plain_values(reward, next_value, tx)
+    shape = check_alike(name, floats, {"terminated": terminated})
+    check_real(name, "gamma", gamma, 0.0, 1.0)
+    check_broadcast(name, "gamma", gamma, shape, "reward", str(tuple(shape)))
+    after = opened(name, "next_value", next_value, terminated, tx)
+    return closed(reward + gamma * terminated.logical_not().to(reward.dtype) * after, tx)
 
 
 def lambda_returns(
@@ -85,12 +143,17 @@ def lambda_returns(
     terminated: Tensor,
     gamma: float | Tensor,
     lmbda: float | Tensor,
+    tx: TxPair | None = None,
 ) -> Tensor:
     """Lambda-returns: what follows a step, by the values found on the way, mixed geometrically.
 
         G_t = r_t + gamma_t (1 - terminated_t) [(1 - lambda'_t) V(s_{t+1}) + lambda'_t G_{t+1}],
 
     with lambda'_t = lambda_t, but 0 where done and at the last step.
+
+    What ``next_value`` is makes the algorithm: V(s') for TD(lambda), Q(s', a') for SARSA(lambda),
+    max_a Q(s', a) for Q(lambda), Peng's with a constant ``lmbda`` and Watkins's with one that is 0
+    where the action that follows, a', is not greedy.
 
     Args:
         reward: ``[T, *batch]`` float.
@@ -99,6 +162,7 @@ def lambda_returns(
         terminated: ``[T, *batch]`` bool; cuts the bootstrap.
         gamma: discount, in [0, 1]; float, or a tensor that broadcasts to ``[T, *batch]``.
         lmbda: decay of the trace, in [0, 1]; likewise.
+        tx: the space that values live in, see above.
 
     Returns:
         ``[T, *batch]``, differentiable in every float argument.
@@ -107,15 +171,25 @@ def lambda_returns(
         ValueError: a shape differs from the reward's, or a float is out of its range.
         TypeError: a flag is not bool, or another tensor not floating-point.
 
-    Source: Sutton & Barto (2018), section 12.8.
+    Source: Sutton & Barto (2018), section 12.8; Watkins (1989); Peng & Williams (1994).
+
+    Example:
+        >>> next_q = torch.tensor([[2.0, 4.0], [5.0, 3.0], [1.0, 0.0]])  # Q(s_{t+1}, .)
+        >>> next_action, going_on = torch.tensor([1, 1, 0]), torch.zeros(3, dtype=torch.bool)
+        >>> greedy = (next_action == next_q.argmax(-1)).float()
+        >>> best = next_q.amax(-1)
+        >>> lambda_returns(torch.ones(3), best, going_on, going_on, 0.5, 0.5 * greedy)  # Watkins
+        tensor([2.8750, 3.5000, 1.5000])
     """
-    shape = _check(
-        "lambda_returns",
-        {"reward": reward, "next_value": next_value},
+    name = "lambda_returns"
+    shape = check_arguments(
+        name,
+        plain_values(reward, next_value, tx),
         {"done": done, "terminated": terminated},
         {"gamma": gamma, "lmbda": lmbda},
     )
-    return _lambda_returns(reward, next_value, done, terminated, gamma, lmbda, shape)
+    after = opened(name, "next_value", next_value, terminated, tx)
+    return closed(_lambda_returns(reward, after, done, terminated, gamma, lmbda, shape), tx)
 
 
 def discounted_returns(
@@ -124,6 +198,7 @@ def discounted_returns(
     terminated: Tensor,
     gamma: float | Tensor,
     next_value: Tensor | None = None,
+    tx: TxPair | None = None,
 ) -> Tensor:
     """Discounted returns: the rewards that follow a step, to the end of its episode.
 
@@ -136,6 +211,7 @@ def discounted_returns(
         gamma: discount, in [0, 1]; float, or a tensor that broadcasts to ``[T, *batch]``.
         next_value: ``[T, *batch]`` float, what truncated episodes and the last step bootstrap on; 0
             if not given (the "reward to go").
+        tx: the space that values live in, see above.
 
     Returns:
         ``[T, *batch]``, differentiable in every float argument.
@@ -146,11 +222,76 @@ def discounted_returns(
 
     Source: Sutton & Barto (2018), section 3.3.
     """
-    floats = {"reward": reward} | ({} if next_value is None else {"next_value": next_value})
-    flags = {"done": done, "terminated": terminated}
-    shape = _check("discounted_returns", floats, flags, {"gamma": gamma})
-    after = torch.zeros_like(reward) if next_value is None else next_value
-    return _lambda_returns(reward, after, done, terminated, gamma, 1.0, shape)
+    name = "discounted_returns"
+    shape = check_arguments(
+        name,
+        {"reward": reward} if next_value is None else plain_values(reward, next_value, tx),
+        {"done": done, "terminated": terminated},
+        {"gamma": gamma},
+    )
+    if next_value is None:
+        after = torch.zeros_like(reward)
+    else:
+        after = opened(name, "next_value", next_value, terminated, tx)
+    return closed(_lambda_returns(reward, after, done, terminated, gamma, 1.0, shape), tx)
+
+
+def n_step_returns(
+    reward: Tensor,
+    next_value: Tensor,
+    done: Tensor,
+    terminated: Tensor,
+    gamma: float | Tensor,
+    n: int,
+    lmbda: float | Tensor = 1.0,
+    tx: TxPair | None = None,
+) -> Tensor:
+    """Returns of n steps: n rewards, and the value after them; or fewer, where an episode ends.
+
+        G^1_t = r_t + gamma_t (1 - terminated_t) V(s_{t+1})
+        G^k_t = r_t + gamma_t (1 - terminated_t)
+                      [(1 - lambda'_t) V(s_{t+1}) + lambda'_t G^{k-1}_{t+1}],
+
+    with lambda'_t = lambda_t, but 0 where done and at the last step: there the sum ends early, with
+    that step's own ``next_value``. The result is G^n. With a ``lmbda`` below 1 it is the
+    lambda-return cut after n steps.
+
+    Args:
+        reward: ``[T, *batch]`` float.
+        next_value: ``[T, *batch]`` float.
+        done: ``[T, *batch]`` bool; ends the sum.
+        terminated: ``[T, *batch]`` bool; cuts the bootstrap.
+        gamma: discount, in [0, 1]; float, or a tensor that broadcasts to ``[T, *batch]``.
+        n: number of steps, at least 1.
+        lmbda: decay of the trace, in [0, 1]; as gamma.
+        tx: the space that values live in, see above.
+
+    Returns:
+        ``[T, *batch]``, differentiable in every float argument.
+
+    Raises:
+        ValueError: a shape differs from the reward's, or a number is out of its range.
+        TypeError: a flag is not bool, n not an int, or another tensor not floating-point.
+
+    Source: Sutton & Barto (2018), sections 7.1 and 12.3.
+    """
+    name = "n_step_returns"
+    shape = check_arguments(
+        name,
+        plain_values(reward, next_value, tx),
+        {"done": done, "terminated": terminated},
+        {"gamma": gamma, "lmbda": lmbda},
+    )
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"{name}: n is {kind(n)}, expected an int")
+    if n < 1:
+        raise ValueError(f"{name}: n is {n}, expected at least 1")
+    after = opened(name, "next_value", next_value, terminated, tx)
+    if n >= shape[0]:
+        out = _lambda_returns(reward, after, done, terminated, gamma, lmbda, shape)
+    else:
+        out = _n_step_returns(reward, after, done, terminated, gamma, n, lmbda, shape)
+    return closed(out, tx)
 
 
 def gae(
@@ -188,193 +329,53 @@ def gae(
     Source: Schulman et al. (2016), "High-dimensional continuous control using generalized advantage
     estimation", equation 16.
     """
-    shape = _check(
+    shape = check_arguments(
         "gae",
         {"reward": reward, "value": value, "next_value": next_value},
         {"done": done, "terminated": terminated},
         {"gamma": gamma, "lmbda": lmbda},
     )
-    bootstrap, trace = _discounts(done, terminated, gamma, lmbda, reward.dtype)
+    bootstrap, trace = discounts(done, terminated, gamma, lmbda, reward.dtype)
     delta = reward + bootstrap * next_value.masked_fill(terminated, 0.0) - value
-    return _reverse_linear(bootstrap * trace, delta, 0.0, shape)
+    return solve(bootstrap * trace, delta, 0.0, shape)
 
 
 def _lambda_returns(
     reward: Tensor,
-    next_value: Tensor,
+    after: Tensor,
     done: Tensor,
     terminated: Tensor,
     gamma: float | Tensor,
     lmbda: float | Tensor,
     shape: torch.Size,
 ) -> Tensor:
-    bootstrap, trace = _discounts(done, terminated, gamma, lmbda, reward.dtype)
-    next_value = next_value.masked_fill(terminated, 0.0)
-    target = reward + bootstrap * (1 - trace) * next_value
-    return _reverse_linear(bootstrap * trace, target, next_value[-1], shape)
+    """``lambda_returns`` of values that are opened already."""
+    bootstrap, trace = discounts(done, terminated, gamma, lmbda, reward.dtype)
+    decay = bootstrap * trace
+    return solve(decay, reward + (bootstrap - decay) * after, after[-1], shape)
 
 
-def _discounts(
+def _n_step_returns(
+    reward: Tensor,
+    after: Tensor,
     done: Tensor,
     terminated: Tensor,
     gamma: float | Tensor,
+    n: int,
     lmbda: float | Tensor,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """The factors gamma (1 - terminated) and lambda (1 - done), ``[T, *batch]``."""
-    return gamma * terminated.logical_not().to(dtype), lmbda * done.logical_not().to(dtype)
-
-
-def _check(
-    function: str,
-    floats: dict[str, Tensor],
-    flags: dict[str, Tensor],
-    discounts: dict[str, float | Tensor],
-) -> torch.Size:
-    shape = check_steps(function, floats, flags)
-    for name, value in discounts.items():
-        check_real(function, name, value, 0.0, 1.0)
-        check_broadcast(function, name, value, shape, next(iter(floats)), time_first(shape))
-    return shape
-
-
-# ---- the kernel
-
-
-def _reverse_linear(
-    a: float | Tensor, b: Tensor, last: float | Tensor, shape: torch.Size
+    shape: torch.Size,
 ) -> Tensor:
-    """Brings the arguments to one dtype, device and shape, and solves."""
-    dtype = b.dtype
-    for x in (a, last):  # a 0-d tensor does not widen the others, as everywhere in torch
-        if isinstance(x, Tensor) and x.dim() and x.dtype != dtype:
-            dtype = torch.promote_types(dtype, x.dtype)
-    a, b, last = (
-        _like(x, size, dtype, b.device) for x, size in ((a, shape), (b, shape), (last, shape[1:]))
-    )
-    return _scan(a, b, last, True)[:-1]
+    """``n_step_returns`` of opened values: one recurrence of n - 1 steps for each t, at once."""
+    bootstrap, trace = discounts(done, terminated, gamma, lmbda, reward.dtype)
+    trace = torch.cat([trace[:-1], torch.zeros_like(trace[-1:])])
+    decay = bootstrap * trace
+    one_step = reward + bootstrap * after  # G^1
+    if n == 1:
+        return one_step
 
+    def later(x: Tensor, k: int) -> Tensor:  # behind the end stand zeros, which no sum gets to
+        return torch.cat([x[k:], x.new_zeros(k, *shape[1:])])
 
-def _like(
-    x: float | Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    if not isinstance(x, Tensor):
-        return torch.full(shape, x, dtype=dtype, device=device)
-    x = x.to(dtype=dtype, device=None if x.dim() else device)  # as torch, only numbers move
-    return x if x.shape == shape else x.expand(shape)
-
-
-def _scan(a: Tensor, b: Tensor, start: Tensor, reverse: bool) -> Tensor:
-    """All T + 1 states of the recurrence, the start included.
-
-    In reverse, x[T] = start and x[t] = a[t] x[t+1] + b[t]; else x[0] = start and
-    x[t+1] = a[t] x[t] + b[t].
-
-    A compiler differentiates the plain form by itself.
-    """
-    if torch.compiler.is_compiling():
-        return _solve(a, b, start, reverse)
-    return _Scan.apply(a, b, start, reverse)
-
-
-class _Scan(torch.autograd.Function):
-    """The recurrence, whose derivative is the same recurrence in the other direction.
-
-    The adjoint l of x is l[t+1] = a[t] l[t] + grad[t+1] with l[0] = grad[0], mirrored for the
-    forward recurrence: so one pass of the kernel gives every gradient, and derivatives of any order
-    are recurrences again.
-    """
-
-    @staticmethod
-    def forward(a: Tensor, b: Tensor, start: Tensor, reverse: bool) -> Tensor:
-        return _solve(a, b, start, reverse)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        a, _, _, ctx.reverse = inputs
-        ctx.save_for_backward(a, output)
-        ctx.save_for_forward(a, output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        a, x = ctx.saved_tensors
-        if ctx.reverse:
-            adjoint = _scan(a, grad[1:], grad[0], False)
-            of_b, of_start, before = adjoint[:-1], adjoint[-1], x[1:]
-        else:
-            adjoint = _scan(a, grad[:-1], grad[-1], True)
-            of_b, of_start, before = adjoint[1:], adjoint[0], x[:-1]
-        of_a = of_b * before if ctx.needs_input_grad[0] else None
-        return of_a, of_b, of_start, None
-
-    @staticmethod
-    def jvp(
-        ctx: Any, of_a: Tensor | None, of_b: Tensor | None, of_start: Tensor | None, _: None
-    ) -> Tensor:
-        a, x = ctx.saved_tensors
-        before, start = (x[1:], x[-1]) if ctx.reverse else (x[:-1], x[0])
-        of_b = torch.zeros_like(before) if of_b is None else of_b
-        of_start = torch.zeros_like(start) if of_start is None else of_start
-        return _scan(a, of_b if of_a is None else of_a * before + of_b, of_start, ctx.reverse)
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        a: Tensor,
-        b: Tensor,
-        start: Tensor,
-        reverse: bool,
-    ) -> tuple[Tensor, int]:
-        def batched(x: Tensor, dim: int | None, at: int) -> Tensor:
-            if dim is not None:
-                return x.movedim(dim, at)
-            return x.unsqueeze(at).expand(*x.shape[:at], info.batch_size, *x.shape[at:])
-
-        a, b, start = (
-            batched(x, d, at) for x, d, at in zip((a, b, start), in_dims, (1, 1, 0), strict=False)
-        )
-        return _scan(a, b, start, reverse), 1
-
-
-def _solve(a: Tensor, b: Tensor, start: Tensor, reverse: bool) -> Tensor:
-    """As ``_scan``, by the algorithm that suits the shape, in plain differentiable operations."""
-    steps = a.shape[0]
-    if steps < _HALVE_FROM or start.numel() > _HALVE_WIDTH * steps:
-        return torch.stack(_loop(a, b, start, reverse))
-    x = _halve(a, b, start, reverse)
-    return torch.cat([x, start[None]] if reverse else [start[None], x])
-
-
-def _loop(a: Tensor, b: Tensor, start: Tensor, reverse: bool) -> list[Tensor]:
-    """All T + 1 states, one step after the other."""
-    steps = list(zip(a.unbind(0), b.unbind(0), strict=True))
-    x = [start]
-    for a_t, b_t in reversed(steps) if reverse else steps:
-        x.append(torch.addcmul(b_t, a_t, x[-1]))
-    return x[::-1] if reverse else x
-
-
-def _halve(a: Tensor, b: Tensor, start: Tensor, reverse: bool) -> Tensor:
-    """The T states after the start, in about log2(T) rounds.
-
-    Two steps in a row are one, x -> a_far (a_near x + b_near) + b_far with *near* the one taken
-    first: the far states are a recurrence of half the length, and each near state follows from the
-    far one before it.
-    """
-    steps = a.shape[0]
-    if steps <= 4:
-        x = _loop(a, b, start, reverse)
-        return torch.stack(x[:-1] if reverse else x[1:])
-    if steps % 2:  # the step taken last is added at the end
-        if reverse:
-            x = _halve(a[1:], b[1:], start, reverse)
-            return torch.cat([torch.addcmul(b[:1], a[:1], x[:1]), x])
-        x = _halve(a[:-1], b[:-1], start, reverse)
-        return torch.cat([x, torch.addcmul(b[-1:], a[-1:], x[-1:])])
-    first, second = (a[::2], b[::2]), (a[1::2], b[1::2])
-    (a_far, b_far), (a_near, b_near) = (first, second) if reverse else (second, first)
-    far = _halve(a_far * a_near, torch.addcmul(b_far, a_far, b_near), start, reverse)
-    before = torch.cat([far[1:], start[None]] if reverse else [start[None], far[:-1]])
-    near = torch.addcmul(b_near, a_near, before)
-    return torch.stack([far, near] if reverse else [near, far], 1).flatten(0, 1)
+    target = reward + (bootstrap - decay) * after
+    a, b = (torch.stack([later(x, k) for k in range(n - 1)]) for x in (decay, target))
+    return solve(a, b, later(one_step, n - 1), a.shape)[0]  # [n - 1, T, *batch] -> [T, *batch]

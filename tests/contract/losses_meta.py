@@ -1,5 +1,6 @@
 """Rows of ``losses/meta.py``."""
 
+from losses import add_advantage
 from tests.contract.case import Reducer, advantaged, trajectory
 
 REGULARIZERS = {
@@ -28,5 +29,13 @@ ROWS = [
         lambda: advantaged(2, 5),
         ("logits", "prediction"),
         REGULARIZERS,
+    ),
+    Reducer(
+        "mgrl_outer_loss",
+        lambda: trajectory(2, 5),
+        ("logits", "state_value"),
+        {"critic_coeff": 0.3, "entropy_coeff": 0.1},
+        {"reference_gamma": 0.9, "reference_lmbda": 0.7},
+        lambda td, h: add_advantage(td, h["reference_gamma"], h["reference_lmbda"]),
     ),
 ]

@@ -302,7 +302,7 @@ BAD = [
 @pytest.mark.parametrize(("parameters", "action", "dist_class", "error", "text"), BAD)
 def test_bad_input(parameters, action, dist_class, error, text):
     with pytest.raises(error, match=text) as caught:
-        policy_gradient_loss(policy_td(parameters, action, 4), dist_class)
+        policy_gradient_loss(policy_td(parameters, action, 4), dist_class, entropy_coeff=0.1)
     assert str(caught.value).startswith("policy_gradient_loss: ")
     assert "\n" not in str(caught.value)
 

@@ -4,6 +4,7 @@ import torch
 from tensordict import TensorDict
 from torch.func import grad, vmap
 from torch.testing import assert_close
+from torchrl.objectives.value import MultiAgentGAE
 
 from losses import add_advantage, gae
 
@@ -159,6 +160,44 @@ def test_what_stands_at_masked_steps_is_without_influence(trajectory):
     assert_close(before[0]["value_target"], before[1]["value_target"])  # as if it ended there
     inner = add_advantage(td.exclude("mask")[1, :2], 0.9, 0.8)
     assert_close(clean[1, :2]["value_target"], inner["value_target"])
+
+
+class Passing(torch.nn.Module):
+    """A value network whose output is in the td already."""
+
+    in_keys, out_keys = ["state_value"], ["state_value"]
+
+    def forward(self, td, params=None):
+        return td
+
+
+def test_agents_are_a_dimension_like_any_other(trajectory):
+    """Against TorchRL's MultiAgentGAE: values per agent, reward and flags of the team."""
+    agents, steps = 3, 6
+    td = trajectory(4, steps=steps)
+    draw = torch.Generator().manual_seed(3)
+    values, after = (
+        torch.randn(4, steps, agents, generator=draw, dtype=torch.float64) for _ in range(2)
+    )
+    team = {key: td["next", key].unsqueeze(-1) for key in ("reward", "done", "terminated")}
+    theirs = TensorDict({"state_value": values[..., None], "next": team}, (4, steps))
+    theirs["next", "state_value"] = after[..., None]
+    network = Passing()
+    estimator = MultiAgentGAE(gamma=0.9, lmbda=0.8, value_network=network, vectorized=False)
+    wanted = estimator(theirs)["advantage"].squeeze(-1)
+
+    size = (4, steps, agents)
+    following = {key: x.expand(size) for key, x in team.items()} | {"state_value": after}
+    td = TensorDict({"state_value": values, "next": TensorDict(following, size)}, size)
+    td.names = [None, "time", "agent"]
+    assert_close(add_advantage(td, 0.9, 0.8)["advantage"], wanted)
+    moved = td.transpose(1, 2)  # [4, agents, T]: time is last
+    assert_close(add_advantage(moved, 0.9, 0.8)["advantage"], wanted.transpose(1, 2))
+    td.names = None
+    each = torch.stack([add_advantage(td[..., i], 0.9, 0.8, normalize=True) for i in range(3)], 2)
+    mapped = vmap(lambda td: add_advantage(td, 0.9, 0.8, normalize=True), 2, 2)(td)
+    assert_close(mapped["advantage"], each["advantage"])
+    assert_close(mapped["advantage"].mean((0, 1)), torch.zeros(agents, dtype=torch.float64))
 
 
 def test_mapped_over_tds(trajectory):

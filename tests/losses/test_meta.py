@@ -5,9 +5,12 @@ from torch.func import grad, vmap
 from torch.testing import assert_close
 
 from losses import (
+    a2c_loss,
+    add_advantage,
     lpg_agent_loss,
     lpg_meta_loss,
     lpg_regularizer_loss,
+    mgrl_outer_loss,
     policy_gradient_loss,
     total,
 )
@@ -265,3 +268,99 @@ def test_input_is_not_changed(learned, untouched):
                 reducer(td, reduction=reduction)
                 reducer(locked, reduction=reduction)
     assert not td.is_locked
+
+
+# ---- meta-gradients of hyper-parameters
+
+REFERENCE = {"reference_gamma": 0.9, "reference_lmbda": 0.8}
+
+
+def test_the_outer_loss_is_actor_critic_at_reference_discounts(trajectory):
+    td, weights = trajectory(3), {"critic_coeff": 0.3, "entropy_coeff": 0.1}
+    out = mgrl_outer_loss(td, **REFERENCE, **weights)
+    inner = a2c_loss(td, gamma=0.9, lmbda=0.8, **weights)
+    outside = mgrl_outer_loss(add_advantage(td, 0.9, 0.8), **weights)
+    for name in inner.keys():
+        assert_close(out[name], inner[name])
+        assert_close(outside[name], inner[name])
+    plain, paper = mgrl_outer_loss(td), policy_gradient_loss(td, gamma=0.995, lmbda=1.0)
+    assert_close(total(plain), total(paper))
+    assert plain["loss_critic"] == 0 and plain["loss_entropy"] == 0
+
+
+def test_the_learned_discounts_in_the_td_are_not_the_references(trajectory):
+    td = trajectory(3)
+    learned_with = td.clone().update({k: torch.full((3, 6), 0.5) for k in ("gamma", "lmbda")})
+    assert_close(total(mgrl_outer_loss(learned_with)), total(mgrl_outer_loss(td)))
+    none = mgrl_outer_loss(learned_with, reduction="none")
+    assert set(learned_with.keys()) <= set(none.keys())
+    per_step = torch.linspace(0.5, 1, 18, dtype=torch.float64).reshape(3, 6)
+    entry = mgrl_outer_loss(td.clone().set("reference_gamma", per_step), reference_gamma=0.1)
+    assert_close(
+        total(entry),
+        total(
+            a2c_loss(
+                td.clone().set("gamma", per_step), lmbda=1.0, critic_coeff=0.0, entropy_coeff=0.0
+            )
+        ),
+    )
+
+
+def test_the_meta_gradient_of_a_discount(trajectory, central, variant):
+    """After an update with the learned discount: autodiff against the paper's formula."""
+    td, later = trajectory(2, seed=1), trajectory(2, seed=2)
+    weight = torch.tensor([[0.3, -0.2], [0.1, 0.7]], dtype=torch.float64)
+    x = torch.stack([td["pi_hat"].sin(), td["pi_hat"].cos()], -1)
+
+    def outputs(w, td):
+        logits = torch.cat([x @ w, torch.zeros(2, 6, 1, dtype=x.dtype)], -1)
+        return td.copy().update({"logits": logits, "state_value": x @ w.sum(1)})
+
+    def updated(gamma):
+        seen = add_advantage(outputs(weight, td), gamma, 0.9)
+        slope = grad(
+            lambda w: total(
+                a2c_loss(seen.copy().update(outputs(w, td).select("logits", "state_value")))
+            )
+        )(weight)
+        return weight - 0.5 * slope
+
+    def outer(gamma):
+        return total(mgrl_outer_loss(outputs(updated(gamma), later), **REFERENCE))
+
+    gamma = torch.tensor(0.7, dtype=torch.float64)
+    held = add_advantage(outputs(updated(gamma), later), 0.9, 0.8)["advantage"]
+
+    def formula(gamma):
+        td = outputs(updated(gamma), later).set("advantage", held)
+        return total(policy_gradient_loss(td))
+
+    found = variant(grad(outer))(gamma)
+    assert found.abs() > 1e-4
+    assert_close(found, central(formula, gamma), rtol=1e-6, atol=1e-8)
+
+
+def test_reference_discounts_are_data(trajectory, central):
+    td = trajectory(2)
+
+    def f(x):
+        hyper = dict(zip(REFERENCE, x, strict=True))
+        return total(mgrl_outer_loss(td, **hyper, critic_coeff=0.3))
+
+    x = torch.tensor([0.9, 0.8], dtype=torch.float64)
+    assert_close(grad(f)(x), central(f, x), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("change", "hyper", "text"),
+    [
+        (lambda td: add_advantage(td, 0.9, 0.8), REFERENCE, "reference_gamma is given, but the td"),
+        (lambda td: td, {"reference_gamma": 1.5}, "reference_gamma is 1.5, expected a number from"),
+        (lambda td: td, {"reference_lmbda": torch.ones(3)}, r"reference_lmbda has shape \(3,\)"),
+        (lambda td: td.exclude("state_value"), {}, "the td has no 'state_value'"),
+        (lambda td: td.exclude(("next", "reward")), {}, "the td has no 'next.reward'"),
+    ],
+)
+def test_bad_input_of_the_outer_loss(trajectory, change, hyper, text):
+    with pytest.raises(ValueError, match=f"^mgrl_outer_loss: .*{text}"):
+        mgrl_outer_loss(change(trajectory(2)), **hyper)

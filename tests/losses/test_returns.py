@@ -7,10 +7,19 @@ import torch
 from torch.func import grad, vmap
 from torch.testing import assert_close
 
-from losses import discounted_returns, gae, lambda_returns, reverse_linear
+from losses import (
+    compose_tx,
+    discounted_returns,
+    gae,
+    hyperbolic_sin_pair,
+    lambda_returns,
+    n_step_returns,
+    reverse_linear,
+    signed_hyperbolic_pair,
+    td_targets,
+    two_hot_pair,
+)
 from tests.oracles import returns_numpy as oracle
-
-SHAPES = [(1,), (5,), (16,), (17, 3), (33, 2, 2), (64,), (130, 2), (16, 500), (3, 4, 0)]
 
 
 def draw(*shape, seed=0, low=-1.0, high=1.0):
@@ -25,88 +34,6 @@ def stream(steps, *batch, seed=0):
     done = flag < -0.5
     gamma, lmbda = (draw(*shape, seed=10 * seed + i, low=0.1) for i in (5, 6))
     return reward, value, after, done, done & (kind < 0), gamma, lmbda
-
-
-# ---- reverse_linear
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_reverse_linear_solves_its_own_equation(shape):
-    a, b, last = draw(*shape), draw(*shape, seed=1), draw(*shape[1:], seed=2)
-    x = reverse_linear(a, b, last)
-    assert x.shape == shape
-    for i in np.ndindex(shape[1:]):
-        column = (slice(None), *i)
-        matrix = torch.eye(shape[0]).double() - torch.diag(a[column][:-1], 1)
-        right = b[column].clone()
-        right[-1] += a[column][-1] * last[i]
-        assert_close(x[column], torch.linalg.solve(matrix, right))
-
-
-@pytest.mark.parametrize("shape", [(1,), (5, 2), (16,), (21, 2), (16, 410)], ids=str)
-def test_reverse_linear_is_differentiable_twice(shape):
-    args = [draw(*shape), draw(*shape, seed=1), draw(*shape[1:], seed=2)]
-    small = [x.requires_grad_() for x in args]
-    if args[0].numel() < 100:
-        assert torch.autograd.gradcheck(reverse_linear, small)
-        assert torch.autograd.gradgradcheck(reverse_linear, small)
-    expected = torch.autograd.grad(by_loop(*small).pow(2).sum(), small, create_graph=True)
-    found = torch.autograd.grad(reverse_linear(*small).pow(2).sum(), small, create_graph=True)
-    assert_close(found, expected)
-    second = [
-        torch.autograd.grad(sum(g.sin().sum() for g in gs), small) for gs in (found, expected)
-    ]
-    assert_close(second[0], second[1])
-
-
-def by_loop(a, b, last):
-    x, out = last, []
-    for t in reversed(range(len(b))):
-        x = a[t] * x + b[t]
-        out.append(x)
-    return torch.stack(out[::-1])
-
-
-def test_third_derivative_of_reverse_linear():
-    def third(solve):
-        def f(s):
-            return solve(s * draw(20), draw(20, seed=1), draw(seed=2)).sum()
-
-        return grad(grad(grad(f)))(torch.tensor(0.8, dtype=torch.float64))
-
-    assert_close(third(reverse_linear), third(by_loop))
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_forward_mode_of_reverse_linear():
-    args = draw(19, 2), draw(19, 2, seed=1), draw(2, seed=2)
-    for i in range(3):
-        found = torch.func.jacfwd(reverse_linear, i)(*args)
-        assert_close(found, torch.func.jacrev(by_loop, i)(*args))
-    found = torch.func.hessian(lambda a: reverse_linear(a, *args[1:]).pow(2).sum())(args[0])
-    assert_close(found, torch.func.hessian(lambda a: by_loop(a, *args[1:]).pow(2).sum())(args[0]))
-
-
-@pytest.mark.parametrize("steps", [4, 20])
-def test_nested_vmap_of_grad_of_reverse_linear(steps):
-    a, b, last = draw(3, steps, 2), draw(steps, 2, seed=1), draw(5, seed=2)
-
-    def of_a(solve):
-        return lambda a, last: grad(lambda x: solve(x, b, last).pow(2).sum())(a)
-
-    found = vmap(vmap(of_a(reverse_linear), (None, 0)), (0, None))(a, last)
-    one = of_a(by_loop)
-    assert_close(found, torch.stack([torch.stack([one(x, y) for y in last]) for x in a]))
-
-
-def test_reverse_linear_broadcasts_and_takes_floats():
-    b = draw(20, 3)
-    full = reverse_linear(torch.full_like(b, 0.5), b, torch.zeros(3).double())
-    assert_close(reverse_linear(0.5, b, 0.0), full)
-    assert_close(reverse_linear(torch.tensor(0.5), b, torch.tensor(0.0)), full)
-    assert_close(reverse_linear(torch.full((20, 1), 0.5), b, 0), full)
-    a = draw(20, 3, seed=1)
-    assert_close(reverse_linear(a, b[:, :1], 0.0), reverse_linear(a, b[:, :1].expand(20, 3), 0.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -137,12 +64,19 @@ def test_returns_are_the_sums_that_define_them(shape):
     mixed = lambda_returns(reward, after, done, terminated, gamma, lmbda)
     plain = discounted_returns(reward, done, terminated, gamma, after)
     to_go = discounted_returns(reward, done, terminated, gamma)
+    one = td_targets(reward, after, terminated, gamma)
+    some = {
+        n: n_step_returns(reward, after, done, terminated, gamma, n, lmbda) for n in (1, 2, 5, 40)
+    }
     for i, (r, v, w, d, e, g, k) in columns(args, shape[1:]):
         column = (slice(None), *i)
         assert_close(advantage[column].numpy(), oracle.gae(r, v, w, d, e, g, k))
         assert_close(mixed[column].numpy(), oracle.lambda_returns(r, w, d, e, g, k))
         assert_close(plain[column].numpy(), oracle.discounted_returns(r, w, d, e, g))
         assert_close(to_go[column].numpy(), oracle.discounted_returns(r, 0 * w, d, e, g))
+        assert_close(one[column].numpy(), oracle.lambda_returns(r, w, d, e, g, k, 1))
+        for n, found in some.items():
+            assert_close(found[column].numpy(), oracle.lambda_returns(r, w, d, e, g, k, n))
 
 
 def test_lambda_returns_satisfy_their_equation():
@@ -171,28 +105,85 @@ def test_gae_is_the_lambda_return_minus_the_value_where_values_agree():
     assert_close(found + value, lambda_returns(reward, after, done, terminated, gamma, lmbda))
 
 
-@pytest.mark.parametrize("ends", ["terminated", "truncated", "mixed"])
-@pytest.mark.parametrize("lengths", [(1, 1), (4, 3), (9, 14, 1)], ids=str)
-def test_concatenated_episodes_give_the_concatenated_results(lengths, ends):
-    parts = []
-    for seed, n in enumerate(lengths):
-        reward, value, after, _, _, gamma, lmbda = stream(n, 2, seed=seed)
-        done = torch.zeros(n, 2, dtype=torch.bool)
-        done[-1] = True
-        last = {"terminated": True, "truncated": False, "mixed": seed % 2 == 0}[ends]
-        parts.append((reward, value, after, done, done & last, gamma, lmbda))
-    whole = [torch.cat(xs) for xs in zip(*parts, strict=True)]
-    assert_close(gae(*whole), torch.cat([gae(*p) for p in parts]))
+def test_n_steps_of_a_whole_sequence_are_the_lambda_return():
+    reward, _, after, done, terminated, gamma, lmbda = stream(9, 2)
+    args = reward, after, done, terminated, gamma
+    assert_close(n_step_returns(*args, 9, lmbda), lambda_returns(*args, lmbda))
+    assert_close(n_step_returns(*args, 8)[0], discounted_returns(reward, *args[2:], after)[0])
+    assert_close(n_step_returns(*args, 1, lmbda), td_targets(reward, after, terminated, gamma))
 
-    def mixed(r, v, w, d, e, g, k):
-        return lambda_returns(r, w, d, e, g, k)
 
-    assert_close(mixed(*whole), torch.cat([mixed(*p) for p in parts]))
+def test_td_targets_take_any_shape():
+    reward, _, after, _, terminated, gamma, _ = stream(4, 3)
+    whole = td_targets(reward, after, terminated, gamma)
+    one = td_targets(reward[1, 2], after[1, 2], terminated[1, 2], gamma[1, 2])
+    assert_close(one, whole[1, 2])
 
-    def plain(r, v, w, d, e, g, k):
-        return discounted_returns(r, d, e, g, w)
 
-    assert_close(plain(*whole), torch.cat([plain(*p) for p in parts]))
+def test_compositions():
+    """Q(lambda) of Peng and of Watkins, SARSA(lambda), QV-learning: a choice of next_value."""
+    reward, _, state_value, done, terminated, gamma, _ = stream(12)
+    next_q, action = draw(12, 3, seed=50), draw(12, 3, seed=51).argmax(-1)
+    later = torch.cat([action[1:], action[-1:]])
+    best, taken = next_q.amax(-1), next_q.gather(-1, later[:, None]).squeeze(-1)
+    greedy = (later == next_q.argmax(-1)).double()
+    assert 0 < greedy.sum() < 12
+    args = [x.numpy() for x in (done, terminated, gamma)]
+    for next_value, lmbda in (
+        (best, 0.8 + 0 * greedy),
+        (best, 0.8 * greedy),
+        (taken, 0.8 + 0 * greedy),
+    ):
+        found = lambda_returns(reward, next_value, done, terminated, gamma, lmbda)
+        sums = oracle.lambda_returns(reward.numpy(), next_value.numpy(), *args, lmbda.numpy())
+        assert_close(found.numpy(), sums)
+    qv = td_targets(reward, state_value, terminated, gamma)
+    assert_close(qv, reward + gamma * ~terminated * state_value)
+
+
+# ---- transformed values
+
+
+TRANSFORMED = {
+    "td_targets": lambda r, w, d, e, tx: td_targets(r, w, e, 0.9, tx),
+    "discounted_returns": lambda r, w, d, e, tx: discounted_returns(r, d, e, 0.9, w, tx),
+    "lambda_returns": lambda r, w, d, e, tx: lambda_returns(r, w, d, e, 0.9, 0.8, tx),
+    "n_step_returns": lambda r, w, d, e, tx: n_step_returns(r, w, d, e, 0.9, 3, 0.8, tx),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transformed_returns(name):
+    fn = TRANSFORMED[name]
+    reward, _, after, done, terminated, *_ = stream(20, 2)
+    assert terminated.any()
+    for tx in (signed_hyperbolic_pair, compose_tx(hyperbolic_sin_pair, signed_hyperbolic_pair)):
+        plain = fn(reward, tx.inverse(after), done, terminated, None)
+        assert_close(fn(reward, after, done, terminated, tx), tx.apply(plain))
+    spoiled = torch.where(terminated, torch.nan, after).requires_grad_()
+    out = fn(reward, spoiled, done, terminated, tx)
+    assert_close(out, tx.apply(plain))
+    (slope,) = torch.autograd.grad(out.sum(), spoiled)
+    assert (slope[terminated] == 0).all() and slope.isfinite().all()
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_values_of_a_transformed_space_may_be_vectors(name):
+    fn = TRANSFORMED[name]
+    reward, _, after, done, terminated, *_ = stream(6, 2)
+    tx = two_hot_pair(torch.linspace(-8, 8, 9, dtype=torch.float64))
+    assert_close(
+        fn(reward, tx.apply(after), done, terminated, tx),
+        tx.apply(fn(reward, after, done, terminated, None)),
+    )
+
+
+def test_rewards_to_go_in_a_transformed_space():
+    reward, _, _, done, terminated, gamma, _ = stream(20, 2)
+    tx = signed_hyperbolic_pair
+    plain = discounted_returns(reward, done, terminated, gamma)
+    found = discounted_returns(reward, done, terminated, gamma, tx=tx)
+    assert_close(found, tx.apply(plain))
 
 
 def test_next_value_of_a_terminated_step_is_without_influence():
@@ -203,8 +194,14 @@ def test_next_value_of_a_terminated_step_is_without_influence():
     assert_close(out, gae(reward, value, after, done, terminated, gamma, lmbda))
     (of_after,) = torch.autograd.grad(out.sum(), spoiled)
     assert (of_after[terminated] == 0).all() and of_after.isfinite().all()
-    out = lambda_returns(reward, spoiled, done, terminated, gamma, lmbda)
-    assert out.isfinite().all()
+    for out in (
+        lambda_returns(reward, spoiled, done, terminated, gamma, lmbda),
+        discounted_returns(reward, done, terminated, gamma, spoiled),
+        n_step_returns(reward, spoiled, done, terminated, gamma, 3, lmbda),
+        td_targets(reward, spoiled, terminated, gamma),
+    ):
+        (of_after,) = torch.autograd.grad(out.sum(), spoiled)
+        assert out.isfinite().all() and of_after.isfinite().all()
 
 
 # ---- gradients
@@ -229,10 +226,10 @@ def test_worked_number(variant):
         assert_close(variant(grad(fn))(hyper), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("which", ["gae", "lambda_returns", "discounted_returns"])
-@pytest.mark.parametrize("steps", [1, 5, 18])
+@pytest.mark.parametrize("which", ["gae", "lambda_returns", "discounted_returns", "n_step_returns"])
+@pytest.mark.parametrize("steps", [1, 5, 24])
 def test_gradients_of_every_argument_are_right_twice(which, steps):
-    reward, value, after, done, terminated, gamma, lmbda = stream(steps, 2)
+    reward, value, after, done, terminated, gamma, lmbda = stream(steps, 2 if steps < 9 else 1)
     fn, args = {
         "gae": (lambda r, v, w, g, k: gae(r, v, w, done, terminated, g, k), (reward, value, after)),
         "lambda_returns": (
@@ -241,6 +238,10 @@ def test_gradients_of_every_argument_are_right_twice(which, steps):
         ),
         "discounted_returns": (
             lambda r, w, g, k: discounted_returns(r, done, terminated, g, w) * k.sum(),
+            (reward, after),
+        ),
+        "n_step_returns": (
+            lambda r, w, g, k: n_step_returns(r, w, done, terminated, g, 3, k),
             (reward, after),
         ),
     }[which]
@@ -264,7 +265,7 @@ def test_any_subset_of_the_arguments_of_gae_can_be_mapped():
             assert_close(found[i], gae(*alone))
 
 
-@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("steps", [5, 26])
 def test_gradient_over_mapped_discounts(steps):
     args = stream(steps, 2)[:5]
     gammas = torch.tensor([0.5, 0.9, 1.0], dtype=torch.float64)
@@ -306,6 +307,10 @@ def test_inductor_agrees():
 
 FLAGS = torch.zeros(6, dtype=torch.bool)
 X = torch.zeros(6)
+
+
+def n_steps(n, **options):
+    return n_step_returns(X, X, FLAGS, FLAGS, 0.9, n, **options)
 
 
 @pytest.mark.parametrize(
@@ -386,15 +391,40 @@ X = torch.zeros(6)
             ValueError,
             r"discounted_returns: next_value has shape \(6,\), expected \[T, \*batch\] = \(6, 1\)",
         ),
-        (lambda: reverse_linear(X[:5], X, 0.0), ValueError, r"reverse_linear: a has shape \(5,\)"),
-        (lambda: reverse_linear(X, X, X), ValueError, r"reverse_linear: last has shape \(6,\)"),
-        (lambda: reverse_linear(0.5, X[0], 0.0), ValueError, r"reverse_linear: b has shape \(\)"),
         (
-            lambda: reverse_linear(0.5, X.long(), 0.0),
-            TypeError,
-            "reverse_linear: b has dtype int64",
+            lambda: td_targets(X, X[:5], FLAGS, 0.9),
+            ValueError,
+            r"td_targets: next_value has shape \(5,\), expected \(6,\) \(from reward\)",
         ),
-        (lambda: reverse_linear(None, X, 0.0), TypeError, "reverse_linear: a is None"),
+        (
+            lambda: td_targets(X, X, X, 0.9),
+            TypeError,
+            "td_targets: terminated has dtype float32, expected bool",
+        ),
+        (
+            lambda: td_targets(X, X, FLAGS, X[:5]),
+            ValueError,
+            r"td_targets: gamma has shape \(5,\), expected one that broadcasts to \(6,\)",
+        ),
+        (lambda: td_targets(X, X, FLAGS, 2.0), ValueError, "td_targets: gamma is 2.0"),
+        (lambda: n_steps(0), ValueError, "n_step_returns: n is 0, expected at least 1"),
+        (lambda: n_steps(2.0), TypeError, "n_step_returns: n is a float, expected an int"),
+        (lambda: n_steps(True), TypeError, "n_step_returns: n is a bool"),
+        (
+            lambda: n_steps(2, tx=torch.tanh),
+            TypeError,
+            "n_step_returns: tx is a builtin_function_or_method without a function 'apply'",
+        ),
+        (
+            lambda: n_step_returns(X, X[:5], FLAGS, FLAGS, 0.9, 2, tx=signed_hyperbolic_pair),
+            ValueError,
+            r"next_value has shape \(5,\), expected \(6,\) \(from reward\), or that and one axis",
+        ),
+        (
+            lambda: td_targets(X, torch.zeros(6, 3), FLAGS, 0.9, signed_hyperbolic_pair),
+            ValueError,
+            r"td_targets: tx.inverse makes of next_value a tensor of shape \(6, 3\), expected \(6,",
+        ),
     ],
 )
 def test_bad_input(call, error, text):

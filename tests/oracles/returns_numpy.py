@@ -24,11 +24,14 @@ def n_step_return(reward, next_value, terminated, gamma, t, n):
     return total if terminated[end] else total + discount(gamma, t, n) * next_value[end]
 
 
-def lambda_returns(reward, next_value, done, terminated, gamma, lmbda):
-    """Mixture of n-step returns: the n-step one has weight lambda_t ... (1 - lambda_{t+n-1})."""
+def lambda_returns(reward, next_value, done, terminated, gamma, lmbda, cut=None):
+    """Mixture of n-step returns: the n-step one has weight lambda_t ... (1 - lambda_{t+n-1}).
+
+    With ``cut`` the longest of them has so many steps, and all of the weight that is left.
+    """
     out = np.zeros_like(reward)
     for t in range(len(reward)):
-        longest = episode_end(done, terminated, t) - t + 1
+        longest = min(cut or len(reward), episode_end(done, terminated, t) - t + 1)
         kept = 1.0
         for n in range(1, longest + 1):
             stop = 1.0 if n == longest else 1.0 - lmbda[t + n - 1]
@@ -57,6 +60,41 @@ def discounted_returns(reward, next_value, done, terminated, gamma):
             for t, end in enumerate(ends)
         ]
     )
+
+
+def corrected(first, error, done, terminated, gamma, factor):
+    """``first[t]``, and the errors after step t to the episode's end, each times the discounts and
+    factors on its way: gamma_t factor_{t+1} gamma_{t+1} ... factor_k."""
+    out = first.copy()
+    for t in range(len(first)):
+        for k in range(t + 1, episode_end(done, terminated, t) + 1):
+            out[t] += np.prod(gamma[t:k]) * np.prod(factor[t + 1 : k + 1]) * error[k]
+    return out
+
+
+def vtrace(reward, value, next_value, done, terminated, log_rho, gamma, lmbda, clips, leak):
+    """Value targets, q estimates and advantages; clips for rho, c and the policy's rho."""
+    rho = np.exp(log_rho)
+    own, trace, policy = (np.minimum(rho, c) * (1 - leak) + leak * rho for c in clips)
+    follows = np.where(terminated, 0.0, next_value) * gamma
+    error = own * (reward + follows - value)
+    decay = lmbda * trace
+    target = value + error
+    for t in range(len(reward)):  # the factor of step t itself is on the way to t + 1
+        for k in range(t + 1, episode_end(done, terminated, t) + 1):
+            target[t] += np.prod(gamma[t:k] * decay[t:k]) * error[k]
+    q = reward + follows
+    for t in range(len(reward) - 1):
+        if not done[t] and not terminated[t]:
+            mixed = (1 - lmbda[t]) * next_value[t] + lmbda[t] * target[t + 1]
+            q[t] = reward[t] + gamma[t] * mixed
+    return target, q, policy * (q - value)
+
+
+def off_policy_returns(reward, action_value, next_value, trace, done, terminated, gamma):
+    """First the one-step target, then what later steps differ from their action's value."""
+    one_step = reward + np.where(terminated, 0.0, next_value) * gamma
+    return corrected(one_step, one_step - action_value, done, terminated, gamma, trace)
 
 
 def a2c_terms(logits, action, value, advantage, target, critic_coeff, entropy_coeff):
