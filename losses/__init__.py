@@ -127,6 +127,8 @@ from .discrete_sac import (
 from .distances import absolute_error as absolute_error
 from .distances import clip_gradient as clip_gradient
 from .distances import expectile_error as expectile_error
+from .distances import half_squared_error as half_squared_error
+from .distances import huber as huber
 from .distances import huber_error as huber_error
 from .distances import squared_error as squared_error
 from .distributional import add_categorical_target as add_categorical_target
@@ -180,6 +182,7 @@ from .offline import add_iql_advantage as add_iql_advantage
 from .offline import advantage_weight as advantage_weight
 from .offline import awr_loss as awr_loss
 from .offline import iql_critic_loss as iql_critic_loss
+from .offline import iql_value_loss as iql_value_loss
 from .offline import td3_bc_actor_loss as td3_bc_actor_loss
 from .policy_gradient import a2c_loss as a2c_loss
 from .policy_gradient import dice_loss as dice_loss
@@ -192,6 +195,11 @@ from .popart import popart_normalize as popart_normalize
 from .popart import popart_rescale as popart_rescale
 from .popart import popart_unnormalize as popart_unnormalize
 from .popart import popart_update as popart_update
+from .ppo import discovered_policy_loss as discovered_policy_loss
+from .ppo import kl_coeff_update as kl_coeff_update
+from .ppo import ppo_clip_loss as ppo_clip_loss
+from .ppo import ppo_kl_penalty_loss as ppo_kl_penalty_loss
+from .ppo import ppo_loss as ppo_loss
 from .q_learning import double_q_learning_error as double_q_learning_error
 from .q_learning import double_q_learning_loss as double_q_learning_loss
 from .q_learning import expected_sarsa_error as expected_sarsa_error
@@ -229,6 +237,7 @@ from .scaling import two_hot_mean as two_hot_mean
 from .scaling import two_hot_pair as two_hot_pair
 from .scaling import unbiased_transform_pair as unbiased_transform_pair
 from .soft_actor_critic import add_soft_target as add_soft_target
+from .soft_actor_critic import crossq_critic_loss as crossq_critic_loss
 from .soft_actor_critic import redq_actor_loss as redq_actor_loss
 from .soft_actor_critic import redq_critic_loss as redq_critic_loss
 from .soft_actor_critic import sac_actor_loss as sac_actor_loss

@@ -22,6 +22,9 @@ from ._check import (
     check_index,
     check_positive,
     check_real,
+    dtype,
+    gather,
+    is_integer,
     kind,
     missing,
     path,
@@ -47,9 +50,9 @@ class Batch:
 
     # ---- reading
 
-    def has(self, key: str) -> bool:
-        """Whether the td holds the key, one of its top level."""
-        return key in self.present
+    def has(self, key: Key) -> bool:
+        """Whether the td holds the key."""
+        return key in self.present if isinstance(key, str) else self.td.get(key, None) is not None
 
     def entry(self, key: Key, hint: str = "") -> Any:
         """The entry as it stands; raises if there is none, with the hint."""
@@ -68,39 +71,77 @@ class Batch:
         return self.per_step(key, check_flag(self.function, path(key), self.entry(key, hint)))
 
     def vector(
-        self,
-        key: Key,
-        size: int | None = None,
-        source: str = "",
-        fill: float = 0.0,
-        hint: str = "",
+        self, key: Key, size: int | str = "m", source: str = "", fill: float = 0.0, hint: str = ""
     ) -> Tensor:
-        """Floats per step: ``[*B, m]``, with ``m = size`` (from ``source``) if it is given."""
+        """Floats per step: ``[*B, size]``, with a number (from ``source``) or a name for it."""
+        return self.array(key, size, source=source, fill=fill, hint=hint)
+
+    def array(
+        self, key: Key, *sizes: int | str, source: str = "", fill: float = 0.0, hint: str = ""
+    ) -> Tensor:
+        """Floats per step: ``[*B, *sizes]``, some by their number (from ``source``) or name."""
         value = check_float(self.function, path(key), self.entry(key, hint))
-        dims = len(self.shape)
-        if value.dim() != dims + 1 or value.shape[:dims] != self.shape:
-            self.wrong_shape(key, value, batch_first(self.shape, "m"))
-        if size is not None and value.shape[-1] != size:
-            self.wrong_shape(key, value, batch_first((*self.shape, size)), f" (from {source})")
+        if not self._fits(value, sizes):
+            self._wrong_array(key, value, source, sizes)
         return self.filled(value, fill)
 
-    def members(self, key: Key, fill: float = 0.0, hint: str = "") -> Tensor:
-        """One float per step and member of an ensemble: ``[*B, N]``; ``[*B]`` is one member."""
+    def members(
+        self, key: Key, *sizes: int | str, source: str = "", fill: float = 0.0, hint: str = ""
+    ) -> Tensor:
+        """Floats per step and member of an ensemble: ``[*B, N, *sizes]``; without N, of one."""
         value = check_float(self.function, path(key), self.entry(key, hint))
+        one, all_sizes = self._fits(value, sizes), ("N", *sizes)
+        if not one and not self._fits(value, all_sizes):
+            self._wrong_array(key, value, source, sizes, all_sizes)
+        return self.filled(value.unsqueeze(len(self.shape)) if one else value, fill)
+
+    def _fits(self, value: Tensor, sizes: tuple[int | str, ...]) -> bool:
+        """Whether a shape is ``[*B, *sizes]``, of which those with a name are at least 1."""
         dims = len(self.shape)
-        if value.shape == self.shape:
-            value = value.unsqueeze(-1)
-        elif value.dim() != dims + 1 or value.shape[:dims] != self.shape or not value.shape[-1]:
-            self.wrong_shape(
-                key, value, f"{batch_first(self.shape)} or {batch_first(self.shape, 'N')}"
-            )
-        return self.filled(value, fill)
+        got = value.shape[dims:]
+        if value.shape[:dims] != self.shape or len(got) != len(sizes):
+            return False
+        pairs = zip(got, sizes, strict=True)
+        return all(n == size if isinstance(size, int) else n > 0 for n, size in pairs)
+
+    def _wrong_array(
+        self, key: Key, value: Tensor, source: str, *layouts: tuple[int | str, ...]
+    ) -> NoReturn:
+        wanted = " or ".join(batch_first(self.shape, *map(str, sizes)) for sizes in layouts)
+        named = [str(size) for size in layouts[-1] if isinstance(size, str)]
+        if 0 in value.shape and named:
+            self.wrong_shape(key, value, wanted, f" with {' and '.join(named)} of at least 1")
+        first = "the td's batch size first" if any(layouts) else "the td's batch size"
+        self.wrong_shape(key, value, wanted, f" (from {source})" if source else f" ({first})")
+
+    def allowed(self, key: Key, size: int, source: str) -> Tensor:
+        """One bool per step and action: ``[*B, A]`` with ``A = size`` (from ``source``)."""
+        value = check_flag(self.function, path(key), self.entry(key))
+        if value.shape != (*self.shape, size):
+            self.wrong_shape(key, value, batch_first((*self.shape, size)), f" (from {source})")
+        return value if self.mask is None else value | ~self.mask.unsqueeze(-1)
+
+    def count(self, key: Key) -> Tensor:
+        """One integer per step: ``[*B]``; 1 at the steps that the mask leaves out."""
+        value = self.entry(key)
+        if not isinstance(value, Tensor) or not is_integer(value):
+            got = f"has dtype {dtype(value)}" if isinstance(value, Tensor) else f"is {kind(value)}"
+            raise TypeError(f"{self.function}: {path(key)} {got}, expected integers")
+        return self.filled(self.per_step(key, value), 1)
 
     def index(self, key: Key, size: int, source: str) -> Tensor:
         """One choice of ``size`` per step, an index or one-hot, as an index ``[*B]`` of int64."""
         return check_index(
             self.function, path(key), self.entry(key), self.shape, size, source, self.mask
         )
+
+    def of_action(self, values: Tensor, source: str, index: Tensor | None = None) -> Tensor:
+        """Of values ``[*B, ..., A]`` (from ``source``) those of the action, ``[*B, ...]``."""
+        if index is None:
+            index = self.index("action", values.shape[-1], source)
+        more = values.dim() - 1 - index.dim()
+        index = index.reshape((*index.shape, *(1,) * more)).expand(values.shape[:-1])
+        return gather(self.function, "action", values, index, source)
 
     def per_step(self, key: Key, value: Tensor) -> Tensor:
         """A tensor brought to the td's batch size: a trailing axis of one is dropped."""
@@ -207,6 +248,18 @@ class Batch:
             out.set(name, value)
         return locked(out)
 
+    def added(self, **entries: Tensor) -> TensorDictBase:
+        """A new td with an estimator's results, 0 at the steps that the mask leaves out."""
+        return self.extended({name: self.filled(x, 0.0) for name, x in entries.items()})
+
+    def steps(self) -> int | Tensor:
+        """How many steps count."""
+        return self.shape.numel() if self.mask is None else self.mask.sum()
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean over the steps, of numbers ``[*B]`` that are 0 at those the mask leaves out."""
+        return x.mean() if self.mask is None else x.sum() / self.mask.sum()
+
     def reduced(
         self,
         reduction: str,
@@ -229,15 +282,14 @@ class Batch:
         kept = {name: self.filled(x.detach(), 0.0) for name, x in (metrics or {}).items()}
         if reduction == "none":
             return self.extended({**terms, **kept})
-        steps = None if self.mask is None else self.mask.sum()
         if reduction == "sum":
             sums = {name: x.sum() for name, x in terms.items()}
         elif weight is not None:
             weights = weight.sum()
             sums = {name: x.sum() / weights for name, x in terms.items()}
         else:
-            sums = {name: _mean(x, steps) for name, x in terms.items()}
-        means = {name: x if name == PRIORITY else _mean(x, steps) for name, x in kept.items()}
+            sums = {name: self.mean(x) for name, x in terms.items()}
+        means = {name: x if name == PRIORITY else self.mean(x) for name, x in kept.items()}
         whole = {name: x.detach() for name, x in (summary or {}).items()}
         return locked(TensorDict({**sums, **means, **whole}, batch_size=[]))
 
@@ -245,7 +297,3 @@ class Batch:
 def locked(td: TensorDictBase) -> TensorDictBase:
     """The td, locked; a compiler cannot trace the lock, and its result is the caller's to lock."""
     return td if torch.compiler.is_compiling() else td.lock_()
-
-
-def _mean(x: Tensor, steps: Tensor | None) -> Tensor:
-    return x.mean() if steps is None else x.sum() / steps

@@ -100,6 +100,15 @@ def check_positive(function: str, name: str, value: Any) -> Any:
     return value
 
 
+def check_int(function: str, name: str, value: Any, low: int) -> int:
+    """``value`` as it is, if it is an int of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{function}: {name} is {kind(value)}, expected an int")
+    if value < low:
+        raise ValueError(f"{function}: {name} is {value}, expected at least {low}")
+    return value
+
+
 def check_scalar(
     function: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf
 ) -> Any:
@@ -133,10 +142,23 @@ def check_hyper(
     source: str,
     low: float = -math.inf,
     high: float = math.inf,
+    wanted: Callable[[torch.Size], Any] = tuple,
 ) -> None:
     """Raises if ``value`` is no number in [low, high], or a tensor that does not broadcast."""
     check_real(function, name, value, low, high)
+    check_broadcast(function, name, value, shape, source, str(wanted(shape)))
+
+
+def check_divisor(function: str, name: str, value: Any, shape: torch.Size, source: str) -> None:
+    """As ``check_hyper``, of a number above 0."""
+    check_positive(function, name, value)
     check_broadcast(function, name, value, shape, source, str(tuple(shape)))
+
+
+def check_order(function: str, low: float | Tensor, high: float | Tensor) -> None:
+    """Raises if both bounds are floats and in the wrong order."""
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor) and low > high:
+        raise ValueError(f"{function}: low is {low:g} and high {high:g}, expected low <= high")
 
 
 def check_index(

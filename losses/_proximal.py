@@ -4,7 +4,6 @@ Symbols as there: l is the log-ratio log pi - log mu, r = exp(l), A the advantag
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from ._batch import Batch
+from ._critics import Distance, distances
+from ._numbers import bounded
 from .distributions import DistClass, action_log_prob, entropy_bonus, kl, make_distribution
 from .estimators import normalized, stopped_advantage
-from .value import clipped_error
-
-Distance = Callable[[Tensor, Tensor], Tensor]
+from .value import explained_variance, larger_error, moved_beyond
 
 _DEVIATION_EPS = 1e-8
 _VALUE_HINT = "With critic_coeff=None there is no critic's loss, and no value is read."
@@ -65,18 +64,14 @@ class Proximal:
         if target is None:
             target = batch.step("value_target", hint=_VALUE_HINT)
         if value_clip is None and not batch.has("value_clip"):
-            error = distance(value, target)
+            error = distances(batch, distance, value, target)
         else:
             old = batch.step(("behavior", "state_value"), hint="value_clip is the way from there.")
             clip = batch.hyper("value_clip", value_clip, 0.0)
-            error = clipped_error(value, old, target, clip, distance)
-            moved = (value.detach() - old.detach()).abs() > clip
-            metrics["value_clip_fraction"] = moved.to(value.dtype)
-        if error.shape != value.shape:
-            wanted = f"{list(value.shape)}, one number per step"
-            batch.wrong_shape("distance's result", error, wanted)
+            error = larger_error(value, old, clip, lambda v: distances(batch, distance, v, target))
+            metrics["value_clip_fraction"] = moved_beyond(value, old, clip)
         losses["loss_critic"] = batch.hyper("critic_coeff", critic_coeff) * error
-        if "ESS" in summary:
+        if summary:  # empty without a reduction
             pair = value.detach(), target.detach()
             summary["explained_variance"] = explained_variance(*pair, batch.mask)
 
@@ -135,11 +130,8 @@ def clipped(
     ratio, so that one beyond the range of floats is without harm, in a gradient too.
     """
     now = log_ratio.detach()
-    bounds = _log_one_plus(low, -1), _log_one_plus(high, 1)
-    if any(isinstance(x, Tensor) for x in bounds):
-        bounds = (x if isinstance(x, Tensor) else now.new_full((), x) for x in bounds)
-    held = now.clamp(*bounds)
-    outside = held.detach() != now
+    held = bounded(now, _log_one_plus(low, -1), _log_one_plus(high, 1))
+    outside = held != now
     cut = outside & ((now > 0) == (advantage >= 0))
     return torch.where(cut, held, log_ratio), outside
 
@@ -192,17 +184,3 @@ def ratio_summary(log_ratio: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     mean, largest = share.sum() / count, top.exp()
     ess = mean * mean / (share.square().sum() / count)
     return {"mean_ratio": largest * mean, "max_ratio": largest, "ESS": ess}
-
-
-def explained_variance(value: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """1 - Var(target - value) / (Var(target) + the smallest step of a float at 1)."""
-    rest, eps = target - value, torch.finfo(target.dtype).eps
-    if mask is None:
-        return 1 - rest.var(correction=0) / (target.var(correction=0) + eps)
-    count = mask.sum()
-
-    def variance(x: Tensor) -> Tensor:
-        mean = x.sum() / count  # steps that are left out hold zeros
-        return torch.where(mask, x - mean, 0.0).square().sum() / count
-
-    return 1 - variance(rest) / (variance(target) + eps)

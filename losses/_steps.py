@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._check import check_broadcast, check_float, check_real, check_steps, kind, time_first
+from ._check import check_float, check_hyper, check_steps, kind, time_first
 from .scaling import TxPair
 
 
@@ -30,8 +30,7 @@ def check_arguments(
     """The shape ``[T, *batch]`` of all tensors, to which the discounts broadcast."""
     shape = check_steps(function, floats, flags)
     for name, value in discounts.items():
-        check_real(function, name, value, 0.0, 1.0)
-        check_broadcast(function, name, value, shape, next(iter(floats)), time_first(shape))
+        check_hyper(function, name, value, shape, next(iter(floats)), 0.0, 1.0, time_first)
     return shape
 
 

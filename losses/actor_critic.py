@@ -23,19 +23,19 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from ._batch import Batch
-from ._check import batch_first, check_alike, check_broadcast, check_real
+from ._check import check_alike, check_hyper, check_order
 from ._critics import (
     NEXT_VALUE,
     Distance,
-    bounded,
-    check_order,
+    critic_metrics,
     distances,
-    ensemble_terms,
+    ensemble_loss,
     finished_target,
     following,
     next_members,
     one_step_target,
 )
+from ._numbers import bounded
 from .distances import squared_error
 
 # ---- deterministic policy gradient
@@ -192,11 +192,7 @@ def ddpg_critic_loss(
         after = following(batch).step(("next", "state_action_value"), hint=NEXT_VALUE)
         target = one_step_target(batch, after.detach(), gamma)
     losses = {"loss_critic": distances(batch, distance, value, target)}
-    metrics = {
-        "td_error": (value - target).abs(),
-        "pred_value": value,
-        "target_value": target,
-    }
+    metrics = critic_metrics(value, target)
     most = {f"{key}_max": _greatest(batch, metrics[key]) for key in ("pred_value", "target_value")}
     return batch.reduced(reduction, losses, metrics, most)
 
@@ -241,8 +237,7 @@ def td3_target_action(
     shape = check_alike(name, {"action": action, "noise": noise})
     ranges = {"low": -math.inf, "high": -math.inf, "sigma": 0.0, "noise_clip": 0.0}
     for key, value in zip(ranges, (low, high, sigma, noise_clip), strict=True):
-        check_real(name, key, value, ranges[key])
-        check_broadcast(name, key, value, shape, "action", batch_first(shape))
+        check_hyper(name, key, value, shape, "action", ranges[key])
     check_order(name, low, high)
     noise = bounded(sigma * noise, -noise_clip, noise_clip)
     return bounded(action + noise, low, high).to(action.dtype)
@@ -321,7 +316,7 @@ def td3_critic_loss(
         target = batch.step("value_target")
     else:
         target = _min_target(batch, next_members(batch).detach(), gamma)
-    return batch.reduced(reduction, *ensemble_terms(batch, distance, value, target))
+    return ensemble_loss(batch, distance, value, target, reduction)
 
 
 def add_min_target(td: TensorDictBase, gamma: float | Tensor | None = None) -> TensorDictBase:
@@ -349,7 +344,7 @@ def add_min_target(td: TensorDictBase, gamma: float | Tensor | None = None) -> T
     """
     batch = Batch("add_min_target", td)
     target = _min_target(batch, next_members(batch), gamma)
-    return batch.extended({"value_target": batch.filled(target, 0.0)})
+    return batch.added(value_target=target)
 
 
 # ---- private

@@ -18,12 +18,11 @@ from torch import Tensor
 from ._batch import Batch
 from ._check import (
     batch_first,
+    check_divisor,
     check_float,
     check_hyper,
     check_index,
-    check_positive,
     gather,
-    path,
 )
 from .lagrange import lagrange_dual
 
@@ -66,8 +65,7 @@ def cql_penalty(
             f"{name}: action_value_samples has shape {tuple(full)}, expected "
             f"{batch_first(shape, 'S')} (from state_action_value)"
         )
-    check_positive(name, "temperature", temperature)
-    check_hyper(name, "temperature", temperature, shape, "state_action_value")
+    check_divisor(name, "temperature", temperature, shape, "state_action_value")
     if log_density is not None:
         check_float(name, "log_density", log_density)
         check_hyper(name, "log_density", log_density, full, "action_value_samples")
@@ -230,10 +228,8 @@ def discrete_cql_loss(
     Source: Kumar et al. (2020), equation 4.
     """
     batch = Batch("discrete_cql_loss", td)
-    value = batch.vector("action_value")
-    index = batch.index("action", value.shape[-1], "action_value")
-    chosen = gather(batch.function, "action", value, index, "action_value")
-    penalty = cql_penalty(chosen, value)
+    value = batch.vector("action_value", "A")
+    penalty = cql_penalty(batch.of_action(value, "action_value"), value)
     loss = batch.hyper("min_q_weight", min_q_weight, 0.0) * penalty
     return batch.reduced(reduction, {"loss_cql": loss}, {"cql_penalty": penalty})
 
@@ -244,13 +240,11 @@ def discrete_cql_loss(
 def _penalty(batch: Batch, temperature: float | Tensor) -> Tensor:
     """The penalty of each critic, ``[*B, N]``."""
     chosen, key = batch.members("state_action_value"), "action_value_samples"
-    value = check_float(batch.function, path(key), batch.entry(key))
-    dims, members = len(batch.shape), chosen.shape[-1]
-    if members == 1 and value.dim() == dims + 1:
-        value = value.unsqueeze(dims)
-    if value.dim() != dims + 2 or value.shape[:-1] != chosen.shape or not value.shape[-1]:
-        batch.wrong_shape(key, value, batch_first(chosen.shape, "S"), " (from state_action_value)")
-    value, log_density = batch.filled(value, 0.0), None
+    value = batch.members(key, "S")
+    if value.shape[:-1] != chosen.shape:
+        wanted = batch_first(chosen.shape, "S")
+        batch.wrong_shape(key, batch.entry(key), wanted, " (from state_action_value)")
+    log_density = None
     if batch.has("action_log_density_samples"):
         log_density = batch.vector("action_log_density_samples", value.shape[-1], key).unsqueeze(-2)
     scale = batch.positive("temperature", temperature)

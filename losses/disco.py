@@ -34,16 +34,15 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from ._batch import Batch
-from ._check import Key, batch_first, check_float, gather, kind, path
+from ._check import check_float
+from ._numbers import disorder, divergence, log_softmax, times
 from .distributions import (
     DistClass,
     action_log_prob,
-    disorder,
     entropy,
-    log_softmax,
     make_distribution,
 )
-from .scaling import TxPair, signed_hyperbolic_pair, two_hot
+from .scaling import TxPair, check_tx, signed_hyperbolic_pair, two_hot
 
 _LARGEST = 300.0  # of the authors' support, in the squashed space
 
@@ -106,8 +105,10 @@ def disco_agent_loss(
     log_y = log_softmax(batch.vector("prediction"))
     n, m = log_pi.shape[-1], log_y.shape[-1]
     action = batch.index("action", n, "logits")
-    log_z = log_softmax(_taken(batch, "action_prediction", action, n, m))
-    log_p = log_softmax(_taken(batch, "auxiliary_logits", action, n, n))
+    log_z, log_p = (
+        log_softmax(_row(batch, batch.array(key, n, size, source="logits"), action, "logits"))
+        for key, size in (("action_prediction", m), ("auxiliary_logits", n))
+    )
     pi_hat = log_softmax(batch.vector("policy_target_logits", n, "logits"))
     y_hat = log_softmax(batch.vector("prediction_target_logits", m, "prediction"))
     z_hat = log_softmax(batch.vector("action_prediction_target_logits", m, "prediction"))
@@ -115,10 +116,10 @@ def disco_agent_loss(
     after = batch.vector(("next", "logits"), n, "logits")
     after = log_softmax(torch.where(follows.unsqueeze(-1), after, 0.0))
     metrics = {
-        "policy_kl": _kl(pi_hat, log_pi),
-        "prediction_kl": _kl(y_hat, log_y),
-        "action_prediction_kl": _kl(z_hat, log_z),
-        "auxiliary_kl": torch.where(follows, _kl(after, log_p), 0.0),
+        "policy_kl": divergence(pi_hat, log_pi),
+        "prediction_kl": divergence(y_hat, log_y),
+        "action_prediction_kl": divergence(z_hat, log_z),
+        "auxiliary_kl": torch.where(follows, divergence(after, log_p), 0.0),
         "value_cross_entropy": _value_error(batch, action, n, support, tx),
     }
     names = ("policy", "prediction", "action_prediction", "auxiliary", "critic")
@@ -182,16 +183,13 @@ def disco_meta_loss(
     """
     batch = Batch("disco_meta_loss", td)
     dist = make_distribution(batch, dist_class)
-    table = _table(batch, "action_prediction")
-    n, m = table.shape[-2:]
-    action = batch.index("action", n, "action_prediction")
-    y = batch.vector("prediction", m, "action_prediction")
+    table = batch.array("action_prediction", "A", "m")
+    z = batch.of_action(table.mT, "action_prediction")
+    y = batch.vector("prediction", table.shape[-1], "action_prediction")
     metrics = {
         "entropy": entropy(batch, dist),
         "prediction_entropy": disorder(log_softmax(y)),
-        "action_prediction_entropy": disorder(
-            log_softmax(_row(batch, table, action, "action_prediction"))
-        ),
+        "action_prediction_entropy": disorder(log_softmax(z)),
     }
     names = ("policy_entropy", "prediction_entropy", "action_prediction_entropy")
     coeffs = (policy_entropy_coeff, prediction_entropy_coeff, action_prediction_entropy_coeff)
@@ -251,23 +249,24 @@ def disco_regularizer_loss(
     }
     losses = {
         f"loss_{name}_mean": batch.hyper(f"{name}_mean_coeff", coeff)
-        * _whole_mean(batch, logits).square().expand(batch.shape)
+        * batch.mean(logits.mean(-1)).square().expand(batch.shape)
         for name, (logits, coeff) in targets.items()
     }
     held = batch.vector(("target", "logits"), policy.shape[-1], "policy_target_logits")
-    divergence = _kl(log_softmax(held), log_softmax(policy))
-    losses["loss_target_kl"] = batch.hyper("target_kl_coeff", target_kl_coeff) * divergence
-    return batch.reduced(reduction, losses, {"target_kl": divergence})
+    kl = divergence(log_softmax(held), log_softmax(policy))
+    losses["loss_target_kl"] = batch.hyper("target_kl_coeff", target_kl_coeff) * kl
+    return batch.reduced(reduction, losses, {"target_kl": kl})
 
 
 def _value_error(
     batch: Batch, action: Tensor, n: int, support: Tensor | None, tx: TxPair
 ) -> Tensor:
     """Cross-entropy of q(s_t, a_t) and its target, ``[*B]``."""
-    log_q = log_softmax(_taken(batch, "action_value_logits", action, n))
+    log_q = log_softmax(
+        _row(batch, batch.array("action_value_logits", n, "K", source="logits"), action, "logits")
+    )
     size = log_q.shape[-1]
-    if not isinstance(tx, TxPair):
-        raise TypeError(f"{batch.function}: tx is {kind(tx)}, expected a TxPair")
+    check_tx(batch.function, "tx", tx)
     if support is None:
         support = torch.linspace(-_LARGEST, _LARGEST, size, dtype=log_q.dtype, device=log_q.device)
     elif check_float(batch.function, "support", support).shape != (size,):
@@ -276,45 +275,9 @@ def _value_error(
             "(from action_value_logits)"
         )
     probs = two_hot(tx.apply(batch.step("value_target")), support)
-    return -(probs * _finite(log_q)).sum(-1)
-
-
-def _taken(batch: Batch, key: str, action: Tensor, n: int, size: int | None = None) -> Tensor:
-    """Of an entry ``[*B, A, size]`` the rows of the actions taken, ``[*B, size]``."""
-    return _row(batch, _table(batch, key, n, size), action, "logits")
-
-
-def _table(batch: Batch, key: Key, n: int | None = None, size: int | None = None) -> Tensor:
-    """Floats per step and action: ``[*B, A, size]``."""
-    value = check_float(batch.function, path(key), batch.entry(key))
-    dims = len(batch.shape)
-    wanted = ["A" if n is None else str(n), "m" if size is None else str(size)]
-    fits = value.dim() == dims + 2 and value.shape[:dims] == batch.shape and 0 not in value.shape
-    if not fits or any(
-        k not in (None, x) for k, x in zip((n, size), value.shape[dims:], strict=True)
-    ):
-        source = " (the td's batch size)" if n is None else " (from logits)"
-        batch.wrong_shape(key, value, batch_first(batch.shape, *wanted), source)
-    return batch.filled(value, 0.0)
+    return times(probs, -log_q).sum(-1)
 
 
 def _row(batch: Batch, table: Tensor, action: Tensor, source: str) -> Tensor:
-    index = action.unsqueeze(-1).expand(*action.shape, table.shape[-1])
-    return gather(batch.function, "action", table.transpose(-1, -2), index, source)
-
-
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) ``[*B]`` of log-probabilities ``[*B, k]``; where p is 0 it adds 0."""
-    return (log_p.exp() * (_finite(log_p) - _finite(log_q))).sum(-1)
-
-
-def _finite(log_probs: Tensor) -> Tensor:
-    return log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-
-
-def _whole_mean(batch: Batch, x: Tensor) -> Tensor:
-    """Mean of ``x`` ``[*B, m]`` over the steps that count and the components, 0-d."""
-    per_step = x.mean(-1)
-    if batch.mask is None:
-        return per_step.mean()
-    return per_step.sum() / batch.mask.sum()  # masked steps were filled with zeros
+    """Of a table ``[*B, A, m]`` the rows of the actions taken, ``[*B, m]``."""
+    return batch.of_action(table.mT, source, action)

@@ -17,7 +17,6 @@ expectation, whatever it is.
 """
 
 import math
-from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -25,22 +24,18 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from ._batch import Batch
-from ._check import batch_first, gather
 from ._critics import (
     NEXT_VALUE,
     Distance,
-    ensemble_terms,
+    ensemble_loss,
     finished_target,
     following,
-    member_vectors,
     one_step_target,
 )
+from ._numbers import disorder
 from .distributions import (
     DistClass,
-    LeanCategorical,
-    disorder,
-    log_softmax,
-    make_distribution,
+    all_log_probs,
 )
 from .soft_actor_critic import half_squared_error
 from .temperature import temperature_terms
@@ -76,14 +71,14 @@ def discrete_sac_actor_loss(
     Raises:
         ValueError: a key is missing, a shape is wrong, or alpha is given nowhere or out of its
             range.
-        TypeError: an entry or alpha has the wrong dtype, or the distribution is not categorical.
+        TypeError: an entry or alpha has the wrong dtype.
 
     Source: Christodoulou (2019), "Soft actor-critic for discrete action settings", equation 12.
     """
     batch = Batch("discrete_sac_actor_loss", td)
-    log_probs = _log_probs(batch, dist_class)
+    log_probs = all_log_probs(batch, dist_class)
     size = log_probs.shape[-1]
-    value = member_vectors(batch, "action_value", size, "the policy's actions").amin(-2)
+    value = batch.members("action_value", size, source="the policy's actions").amin(-2)
     loss = -_soft_value(log_probs, value, batch.hyper("alpha", alpha, 0.0))
     return batch.reduced(reduction, {"loss_actor": loss}, {"entropy": disorder(log_probs)})
 
@@ -127,23 +122,20 @@ def discrete_sac_critic_loss(
         critics) and ``target_value``.
 
     Raises:
-        ValueError: a key is missing, a shape is wrong, or ``gamma`` or ``alpha`` stands beside a
-            ``value_target``.
+        ValueError: a key is missing, a shape is wrong, ``gamma`` or ``alpha`` stands beside a
+            ``value_target``, or the policy is not categorical.
         TypeError: an entry or a hyper-parameter has the wrong dtype.
 
     Source: Christodoulou (2019), equation 10.
     """
     batch = Batch("discrete_sac_critic_loss", td)
-    values = member_vectors(batch, "action_value")
-    index = batch.index("action", values.shape[-1], "action_value")
-    index = index.unsqueeze(-1).expand(values.shape[:-1])
-    value = gather(batch.function, "action", values, index, "action_value")
+    value = batch.of_action(batch.members("action_value", "A"), "action_value")
     if finished_target(batch, "add_expected_soft_target", gamma=gamma, alpha=alpha):
         target = batch.step("value_target")
     else:
         log_probs, after = (x.detach() for x in _following(batch, dist_class))
         target = _expected_target(batch, log_probs, after, gamma, alpha)
-    return batch.reduced(reduction, *ensemble_terms(batch, distance, value, target))
+    return ensemble_loss(batch, distance, value, target, reduction)
 
 
 def add_expected_soft_target(
@@ -172,15 +164,15 @@ def add_expected_soft_target(
         A new td with ``value_target``, ``[*B]``.
 
     Raises:
-        ValueError: a key is missing, a shape is wrong, or gamma or alpha is given nowhere or out of
-            its range.
-        TypeError: an entry has the wrong dtype, or the distribution is not categorical.
+        ValueError: a key is missing, a shape is wrong, gamma or alpha is given nowhere or out of
+            its range, or the policy is not categorical.
+        TypeError: an entry has the wrong dtype.
 
     Source: Christodoulou (2019), equation 10.
     """
     batch = Batch("add_expected_soft_target", td)
     target = _expected_target(batch, *_following(batch, dist_class), gamma, alpha)
-    return batch.extended({"value_target": batch.filled(target, 0.0)})
+    return batch.added(value_target=target)
 
 
 def discrete_sac_temperature_loss(
@@ -210,14 +202,14 @@ def discrete_sac_temperature_loss(
         ``loss_alpha``, and detached ``entropy``.
 
     Raises:
-        ValueError: a key is missing, a shape is wrong, or log_alpha is given nowhere.
-        TypeError: an entry or a hyper-parameter has the wrong dtype, or the distribution is not
-            categorical.
+        ValueError: a key is missing, a shape is wrong, log_alpha is given nowhere, or the policy is
+            not categorical.
+        TypeError: an entry or a hyper-parameter has the wrong dtype.
 
     Source: Christodoulou (2019), equation 11.
     """
     batch = Batch("discrete_sac_temperature_loss", td)
-    log_probs = _log_probs(batch, dist_class)
+    log_probs = all_log_probs(batch, dist_class)
     if target_entropy is None and not batch.has("target_entropy"):
         target_entropy = _SHARE * math.log(log_probs.shape[-1])
     wanted = batch.hyper("target_entropy", target_entropy)
@@ -228,27 +220,12 @@ def discrete_sac_temperature_loss(
 # ---- private
 
 
-def _log_probs(batch: Batch, dist_class: DistClass, source: tuple[str, ...] = ()) -> Tensor:
-    """Log-probabilities of all actions, ``[*B, A]``."""
-    dist: Any = make_distribution(batch, dist_class, source)
-    logits = getattr(dist, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"{batch.function}: dist_class gives a {type(dist).__name__}, which has no logits; "
-            "expected a categorical distribution"
-        )
-    dims = len(batch.shape)
-    if logits.dim() != dims + 1 or logits.shape[:dims] != batch.shape:
-        batch.wrong_shape((*source, "logits"), logits, batch_first(batch.shape, "A"))
-    return logits if isinstance(dist, LeanCategorical) else log_softmax(logits)
-
-
 def _following(batch: Batch, dist_class: DistClass) -> tuple[Tensor, Tensor]:
     """Log-probabilities ``[*B, A]`` and values ``[*B, N, A]`` of the actions that follow."""
     ahead = following(batch)
-    log_probs = _log_probs(ahead, dist_class, ("next",))
+    log_probs = all_log_probs(ahead, dist_class, ("next",))
     key, size = ("next", "action_value"), log_probs.shape[-1]
-    return log_probs, member_vectors(ahead, key, size, "the policy's actions", NEXT_VALUE)
+    return log_probs, ahead.members(key, size, source="the policy's actions", hint=NEXT_VALUE)
 
 
 def _soft_value(log_probs: Tensor, value: Tensor, alpha: float | Tensor) -> Tensor:

@@ -9,8 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._check import check_alike, check_broadcast, check_float, check_hyper, check_positive
-from ._critics import bounded
+from ._check import (
+    check_alike,
+    check_divisor,
+    check_float,
+    check_hyper,
+)
+from ._numbers import bounded
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -31,6 +36,24 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square()
 
 
+def half_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Half of the squared error, (prediction - target)^2 / 2, whose derivative has no factor.
+
+    Args:
+        prediction: ``[...]`` float.
+        target: ``[...]`` float, of the same shape. Carries gradient as the prediction does.
+
+    Returns:
+        ``[...]``, one number per element.
+
+    Raises:
+        ValueError: the shapes differ.
+        TypeError: an argument is not floating-point.
+    """
+    check_alike("half_squared_error", {"prediction": prediction, "target": target})
+    return 0.5 * (prediction - target).square()
+
+
 def absolute_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Absolute error |prediction - target|, whose derivative is taken as 0 where it is 0.
 
@@ -49,14 +72,38 @@ def absolute_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).abs()
 
 
-def huber_error(prediction: Tensor, target: Tensor, delta: float | Tensor = 1.0) -> Tensor:
-    """Huber's error: a square near zero, linear from ``delta`` on.
+def huber(x: Tensor, delta: float | Tensor = 1.0) -> Tensor:
+    """Huber's function: a square near zero, linear from ``delta`` on.
 
-        x = prediction - target
         x^2 / 2                   where |x| <= delta
         delta (|x| - delta / 2)   elsewhere
 
-    With ``delta`` of 1 it is what is also called the smooth L1 error. Note the 1/2.
+    Its slope is x, held to [-delta, delta]; infinite numbers have a finite one.
+
+    Args:
+        x: ``[...]`` float.
+        delta: where the square ends, positive; float, or a tensor that broadcasts to ``[...]``.
+
+    Returns:
+        ``[...]``, differentiable in delta too.
+
+    Raises:
+        ValueError: ``delta`` does not broadcast, or is a float that is not positive.
+        TypeError: an argument is not floating-point.
+
+    Source: Huber (1964), "Robust estimation of a location parameter".
+    """
+    shape = check_float("huber", "x", x).shape
+    check_divisor("huber", "delta", delta, shape, "x")
+    return unchecked_huber(x, delta)
+
+
+def huber_error(prediction: Tensor, target: Tensor, delta: float | Tensor = 1.0) -> Tensor:
+    """Huber's error: a square near zero, linear from ``delta`` on.
+
+        huber(prediction - target, delta)
+
+    With ``delta`` of 1 it is what is also called the smooth L1 error. Note its factor of 1/2.
 
     Args:
         prediction: ``[...]`` float.
@@ -74,9 +121,8 @@ def huber_error(prediction: Tensor, target: Tensor, delta: float | Tensor = 1.0)
     """
     name = "huber_error"
     shape = check_alike(name, {"prediction": prediction, "target": target})
-    check_positive(name, "delta", delta)
-    check_broadcast(name, "delta", delta, shape, "prediction", f"{tuple(shape)}")
-    return huber(prediction - target, delta)
+    check_divisor(name, "delta", delta, shape, "prediction")
+    return unchecked_huber(prediction - target, delta)
 
 
 def expectile_error(prediction: Tensor, target: Tensor, expectile: float | Tensor = 0.7) -> Tensor:
@@ -146,8 +192,8 @@ def clip_gradient(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tenso
 # ---- parts
 
 
-def huber(x: Tensor, delta: float | Tensor) -> Tensor:
-    """Huber's function of x; infinite numbers have a finite gradient."""
+def unchecked_huber(x: Tensor, delta: float | Tensor) -> Tensor:
+    """``huber`` without its checks, and of a delta that broadcasts in any way."""
     inner = bounded(x, -delta, delta)
     return inner * (x - 0.5 * inner)
 

@@ -19,11 +19,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from ._atoms import atoms, greedy, of_action, only_source, stopped
 from ._batch import Batch
 from ._check import check_float, no_data
-from ._critics import finished_target, following, one_step_target
-from .distributions import log_softmax
+from ._critics import finished_target, following, greedy, one_step_target, only_source
+from ._numbers import log_softmax, times
 
 
 def categorical_projection(support_from: Tensor, probs: Tensor, support_to: Tensor) -> Tensor:
@@ -104,8 +103,8 @@ def add_categorical_target(
     """
     batch = Batch("add_categorical_target", td)
     source = only_source(batch, "state_value_logits", "action_value_logits")
-    target = _projected(batch, source, support, gamma, None)
-    return batch.extended({"value_target": batch.filled(target, 0.0)})
+    probs = _following(batch, source, _size(batch, support), support)
+    return batch.added(value_target=_projected(batch, probs, support, gamma))
 
 
 # ---- reducers
@@ -148,8 +147,8 @@ def categorical_td_loss(
     """
     batch = Batch("categorical_td_loss", td)
     source = "state_value_logits"
-    logits = atoms(batch, source, _size(batch, support), origin="support")
-    return _cross_entropy(batch, logits, source, support, gamma, None, reduction)
+    logits = batch.vector(source, _size(batch, support), "support")
+    return _regression(batch, logits, source, support, gamma, reduction)
 
 
 def categorical_q_loss(
@@ -193,32 +192,32 @@ def categorical_q_loss(
     """
     batch = Batch("categorical_q_loss", td)
     source = "action_value_logits"
-    every = atoms(batch, source, "A", _size(batch, support), origin="support")
-    logits = of_action(batch, every, source)
-    return _cross_entropy(batch, logits, source, support, gamma, every.shape[-2], reduction)
+    every = batch.array(source, "A", _size(batch, support), source="support")
+    logits = batch.of_action(every.mT, source)
+    return _regression(batch, logits, source, support, gamma, reduction, every.shape[-2])
 
 
 # ---- private
 
 
-def _cross_entropy(
+def _regression(
     batch: Batch,
     logits: Tensor,
     source: str,
     support: Tensor,
     gamma: float | Tensor | None,
-    actions: int | None,
     reduction: str,
+    actions: int | str = "A",
 ) -> TensorDictBase:
     """The result of a reducer for the distribution ``logits`` ``[*B, K]``."""
     support = support.to(logits.dtype)
     if finished_target(batch, "add_categorical_target", gamma=gamma):
         target = batch.vector("value_target", support.shape[0], "support")
     else:
-        target = _projected(batch, source, support, gamma, actions, stop=True)
+        after = _following(batch, source, support.shape[0], support, actions)
+        target = _projected(batch, after.detach(), support, gamma)
     log_probs = log_softmax(logits)
-    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)  # 0 log 0 is 0
-    error = -(target * finite).sum(-1)
+    error = times(target, -log_probs).sum(-1)
     metrics = {
         "td_error": error,
         "pred_value": (log_probs.exp() * support).sum(-1),
@@ -227,23 +226,22 @@ def _cross_entropy(
     return batch.reduced(reduction, {"loss_critic": error}, metrics)
 
 
-def _projected(
-    batch: Batch,
-    source: str,
-    support: Tensor,
-    gamma: float | Tensor | None,
-    actions: int | None,
-    stop: bool = False,
+def _following(
+    batch: Batch, source: str, size: int, support: Tensor, actions: int | str = "A"
 ) -> Tensor:
-    """The target distribution ``[*B, K]`` on the support, of what ``source`` has under next."""
-    size, ahead, key = _size(batch, support), following(batch), ("next", source)
+    """The distribution ``[*B, K]`` that ``source`` has under next, of the greedy action if any."""
+    ahead, key = following(batch), ("next", source)
     if source == "state_value_logits":
-        probs = stopped(atoms(ahead, key, size, origin="support"), stop).softmax(-1)
-    else:
-        wanted = actions or "A"
-        logits = atoms(ahead, key, wanted, size, origin=f"{source} and support")
-        probs = stopped(logits, stop).softmax(-1)
-        probs = greedy(ahead, probs, (probs * support).sum(-1))
+        return ahead.vector(key, size, "support").softmax(-1)
+    probs = ahead.array(key, actions, size, source=f"{source} and support").softmax(-1)
+    index = greedy(ahead, (probs * support).sum(-1), f"next.{source}")
+    return ahead.of_action(probs.mT, source, index)
+
+
+def _projected(
+    batch: Batch, probs: Tensor, support: Tensor, gamma: float | Tensor | None
+) -> Tensor:
+    """The target distribution ``[*B, K]`` on the support."""
     support = support.to(probs.dtype)
     return _project(one_step_target(batch, support.expand_as(probs), gamma), probs, support)
 

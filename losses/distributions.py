@@ -27,12 +27,8 @@ from torch.distributions import Categorical, Independent
 
 from ._batch import Batch
 from ._check import batch_first, check_index, dtype, kind, missing, no_data, path
-from .densities import LeanCategorical as LeanCategorical
-from .densities import TanhNormal as TanhNormal
-from .densities import disorder as disorder
-from .densities import independent_normal as independent_normal
-from .densities import known_divergence, masked_categorical
-from .densities import log_softmax as log_softmax
+from ._numbers import log_softmax
+from .densities import LeanCategorical, TanhNormal, known_divergence, masked_categorical
 
 DistClass = Callable[..., Any]
 Source = tuple[str, ...]
@@ -181,6 +177,20 @@ def make_distribution(batch: Batch, dist_class: DistClass, source: Source = ()) 
     return _build(batch, where, dist_class, args, kwargs, action_mask)
 
 
+def all_log_probs(batch: Batch, dist_class: DistClass, source: Source = ()) -> Tensor:
+    """Log-probabilities of a categorical distribution's actions, ``[*B, A]``."""
+    dist = make_distribution(batch, dist_class, source)
+    logits, probs = (getattr(dist, name, None) for name in ("logits", "probs"))
+    if not isinstance(logits, Tensor) and not isinstance(probs, Tensor):
+        raise ValueError(
+            f"{batch.function}: dist_class gives {kind(dist)}, expected a categorical distribution"
+        )
+    value, dims = logits if isinstance(logits, Tensor) else _logarithm(probs), len(batch.shape)
+    if value.dim() != dims + 1 or value.shape[:dims] != batch.shape:
+        batch.wrong_shape((*source, "logits"), value, batch_first(batch.shape, "A"))
+    return value if isinstance(dist, LeanCategorical) else log_softmax(value)
+
+
 def action_log_prob(batch: Batch, dist: Any) -> Tensor:
     """Log-probability of the action per step, ``[*B]``.
 
@@ -327,8 +337,11 @@ def _categorical(batch: Batch, where: str, name: str, value: Any) -> LeanCategor
             f"{batch.function}: {where} holds negative numbers, expected probabilities; "
             "put log-probabilities under 'logits'"
         )
-    probs = value / value.sum(-1, keepdim=True)
-    return LeanCategorical(probs.clamp(min=torch.finfo(probs.dtype).tiny).log(), where)
+    return LeanCategorical(_logarithm(value / value.sum(-1, keepdim=True)), where)
+
+
+def _logarithm(probs: Any) -> Tensor:
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
 # ---- asking a distribution, head by head

@@ -10,7 +10,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from ._check import check_alike, check_float, check_hyper, check_positive, check_real
+from ._check import check_alike, check_divisor, check_float, check_hyper, check_positive, check_real
 
 
 def mpo_weights(action_value_samples: Tensor, temperature: float | Tensor) -> Tensor:
@@ -150,8 +150,7 @@ def _scale(name: str, values: Tensor, temperature: float | Tensor) -> float | Te
             f"{name}: action_value_samples has shape {tuple(shape)}, expected [..., S], with at "
             "least one sample, samples last"
         )
-    check_positive(name, "temperature", temperature)
-    check_hyper(name, "temperature", temperature, shape[:-1], "action_value_samples")
+    check_divisor(name, "temperature", temperature, shape[:-1], "action_value_samples")
     if isinstance(temperature, Tensor) and temperature.dim():
         return temperature.unsqueeze(-1)
     return temperature
@@ -169,8 +168,7 @@ def _exponentials(
     floats = {"advantage": advantage}
     floats |= {} if ratio is None else {"importance_weight": ratio}
     shape = check_alike(name, floats, {} if mask is None else {"mask": mask})
-    check_positive(name, "temperature", temperature)
-    check_hyper(name, "temperature", temperature, shape, "advantage")
+    check_divisor(name, "temperature", temperature, shape, "advantage")
     check_real(name, "top_k_fraction", top_k_fraction, 0.0, 1.0)
     check_positive(name, "top_k_fraction", top_k_fraction)
     scaled = advantage / temperature

@@ -16,16 +16,17 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from ._batch import Batch
-from ._check import dtype, is_integer, kind, missing
-from .distributions import DistClass, action_log_prob, make_distribution
+from ._check import missing
+from ._critics import following, greedy, one_step_target
+from ._numbers import normalized, picked
+from .distributions import DistClass, action_log_prob, all_log_probs, make_distribution
 from .off_policy import retrace, vtrace
-from .returns import gae, lambda_returns, td_targets
+from .returns import gae, lambda_returns
 from .scaling import TxPair
 
 _NEXT = "The value of the states that follow comes from running the critic on td['next']."
 _NEXT_Q = "The values of the states that follow come from running the Q-network on td['next']."
 _BEHAVIOR = "It is the log-probability of the action under the policy that took it."
-_STEPS, _SELECTOR = "steps_to_next_obs", ("next", "action_value_selector")
 
 
 def add_advantage(
@@ -107,7 +108,7 @@ def add_td_target(
     Source: Sutton & Barto (2018), section 6.1.
     """
     batch = Batch("add_td_target", td)
-    return _with_target(batch, one_step_targets(batch, _next_value(batch), gamma, tx))
+    return batch.added(value_target=one_step_target(batch, _next_value(batch), gamma, tx))
 
 
 def add_q_target(
@@ -145,7 +146,10 @@ def add_q_target(
     Hasselt et al. (2016), "Deep reinforcement learning with double Q-learning", equation 4.
     """
     batch = Batch("add_q_target", td)
-    return _with_target(batch, one_step_targets(batch, greedy_next_value(batch), gamma, tx))
+    ahead = following(batch)
+    value = ahead.vector(("next", "action_value"), "A", hint=_NEXT_Q)
+    best = picked(value, greedy(ahead, value, "next.action_value"))
+    return batch.added(value_target=one_step_target(batch, best, gamma, tx))
 
 
 def add_lambda_returns(
@@ -291,12 +295,16 @@ def add_retrace(
     batch = Batch("add_retrace", td)
     steps = Steps(batch)
     q = batch.vector(("next", "action_value"))
-    probs = _next_probs(batch, dist_class, steps.terminated, q)
+    probs = all_log_probs(following(batch), dist_class, ("next",))
+    if probs.shape != q.shape:
+        batch.wrong_shape(
+            ("next", "logits"), probs, f"{list(q.shape)}", " (from next.action_value)"
+        )
     action = batch.index("action", q.shape[-1], "next.action_value")
     behavior = batch.step("action_log_prob", hint=_BEHAVIOR)
     flags, hyper = (steps.done, steps.terminated), _discounts(batch, gamma, lmbda)
-    inputs = (steps.reward, q, probs, action, behavior, *flags, *hyper)
-    return _with_target(batch, steps.back(retrace(*steps.first(*inputs), tx=tx)))
+    inputs = (steps.reward, q, probs.exp(), action, behavior, *flags, *hyper)
+    return batch.added(value_target=steps.back(retrace(*steps.first(*inputs), tx=tx)))
 
 
 # ---- for the other files
@@ -340,33 +348,6 @@ def advantages(
     return steps.back(gae(*steps.first(steps.reward, value, next_value, *flags, *hyper)))
 
 
-def one_step_targets(
-    batch: Batch, next_value: Tensor, gamma: float | Tensor | None, tx: TxPair | None = None
-) -> Tensor:
-    """``td_targets`` over the td's own rewards and flags, of one step or of several in one."""
-    reward, terminated = batch.step(("next", "reward")), batch.flag(("next", "terminated"))
-    discount = batch.hyper("gamma", gamma, 0.0, 1.0)
-    if batch.has(_STEPS):
-        count = batch.entry(_STEPS)
-        if not isinstance(count, Tensor) or not is_integer(count):
-            got = f"has dtype {dtype(count)}" if isinstance(count, Tensor) else f"is {kind(count)}"
-            raise TypeError(f"{batch.function}: {_STEPS} {got}, expected integers")
-        count = batch.filled(batch.per_step(_STEPS, count).to(reward.dtype), 1.0)
-        discount = torch.pow(discount, count)
-    return td_targets(reward, next_value, terminated, discount, tx)
-
-
-def greedy_next_value(batch: Batch) -> Tensor:
-    """Value of the best action of the state that follows, ``[*B]``; see ``add_q_target``."""
-    gone = batch.flag(("next", "terminated")).unsqueeze(-1)
-    q = batch.vector(("next", "action_value"), hint=_NEXT_Q).masked_fill(gone, 0.0)
-    selector = q
-    if batch.td.get(_SELECTOR, None) is not None:
-        selector = batch.vector(_SELECTOR, q.shape[-1], "next.action_value")
-    best = selector.argmax(-1, keepdim=True)
-    return q.gather(-1, best).squeeze(-1)
-
-
 def stopped_advantage(
     batch: Batch, gamma: float | Tensor | None, lmbda: float | Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -385,20 +366,6 @@ def stopped_advantage(
     return advantage, advantage + value
 
 
-def normalized(x: Tensor, mask: Tensor | None, eps: float | Tensor) -> Tensor:
-    """``x`` with mean 0 and deviation 1; equal numbers become 0, with gradients that are finite."""
-    count = x.numel() if mask is None else mask.sum()
-
-    def mean(y: Tensor) -> Tensor:
-        return (y if mask is None else torch.where(mask, y, 0.0)).sum() / count
-
-    centered = x - mean(x)
-    variance = mean(centered.square())
-    spread = variance > 0  # the root's derivative is taken as 0 at 0
-    deviation = torch.where(spread, torch.where(spread, variance, 1.0).sqrt(), 0.0)
-    return centered / (deviation + eps)
-
-
 # ---- reading and writing
 
 
@@ -412,35 +379,9 @@ def _discounts(
     return batch.hyper("gamma", gamma, 0.0, 1.0), batch.hyper("lmbda", lmbda, 0.0, 1.0)
 
 
-def _next_probs(batch: Batch, dist_class: DistClass, terminated: Tensor, q: Tensor) -> Tensor:
-    """Probabilities of the actions in the states that follow, as many as ``q`` has."""
-    there = Batch(batch.function, batch.td)  # what stands at terminated steps is replaced as well
-    there.mask = ~terminated if batch.mask is None else batch.mask & ~terminated
-    dist = make_distribution(there, dist_class, ("next",))
-    logits = getattr(dist, "logits", None)
-    probs = getattr(dist, "probs", None) if logits is None else logits.exp()
-    if probs is None:
-        raise ValueError(
-            f"{batch.function}: {type(dist).__name__} has neither logits nor probs; give a "
-            "dist_class whose result has a probability for each action"
-        )
-    if probs.shape != q.shape:
-        raise ValueError(
-            f"{batch.function}: the policy's probabilities have shape {tuple(probs.shape)}, "
-            f"expected {tuple(q.shape)} (from next.action_value)"
-        )
-    return probs
-
-
 def _extended(
     batch: Batch, advantage: Tensor, target: Tensor, normalize: bool, eps: float | Tensor
 ) -> TensorDictBase:
     if normalize:
         advantage = normalized(advantage, batch.mask, batch.hyper("eps", eps, 0.0))
-    return batch.extended(
-        {"advantage": batch.filled(advantage, 0.0), "value_target": batch.filled(target, 0.0)}
-    )
-
-
-def _with_target(batch: Batch, target: Tensor) -> TensorDictBase:
-    return batch.extended({"value_target": batch.filled(target, 0.0)})
+    return batch.added(advantage=advantage, value_target=target)

@@ -15,12 +15,13 @@ from torch.distributions import Categorical
 
 from ._batch import Batch
 from ._check import batch_first, check_alike, check_float, check_index, gather, kind
-from ._critics import Distance
-from .densities import LeanCategorical, categorical_cross_entropy, disorder, log_softmax
+from ._critics import Distance, distances
+from ._numbers import disorder, log_softmax, times
+from .densities import LeanCategorical, categorical_cross_entropy
 from .distances import squared_error
 from .distributions import DistClass, action_log_prob, entropy, make_distribution
 
-_POLICY = ("logits", "probs", "loc", "actor_output")
+_POLICY = ("logits", "probs", "loc", "actor_output", "params")
 
 
 def sampled_cross_entropy(log_prob: Tensor, weight: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def sampled_cross_entropy(log_prob: Tensor, weight: Tensor) -> Tensor:
     name = "sampled_cross_entropy"
     if not check_alike(name, {"log_prob": log_prob, "weight": weight}):
         raise ValueError(f"{name}: log_prob has shape (), expected [..., S], actions last")
-    return -weighted(weight, log_prob).sum(-1)
+    return times(weight, -log_prob).sum(-1)
 
 
 def bc_loss(
@@ -165,13 +166,6 @@ def distillation_loss(
     return batch.reduced(reduction, {"loss_distillation": loss}, {"kl": loss - spread})
 
 
-def weighted(weight: Tensor, log_prob: Tensor) -> Tensor:
-    """Elementwise w log pi, with 0 log 0 = 0; -inf where w > 0 and pi = 0, without its gradient."""
-    forbidden = log_prob == -torch.inf
-    product = weight * torch.where(forbidden, 0.0, log_prob)
-    return product.masked_fill(forbidden & (weight > 0), -torch.inf)
-
-
 def action_distance(batch: Batch, distance: Distance) -> Tensor:
     """Distance of ``action_actor`` from ``action``, the mean over components, ``[*B]``."""
     prediction, action = batch.members("action_actor"), batch.members("action")
@@ -179,11 +173,7 @@ def action_distance(batch: Batch, distance: Distance) -> Tensor:
         batch.wrong_shape(
             "action", batch.entry("action"), batch_first(prediction.shape), " (from action_actor)"
         )
-    error = distance(prediction, action)
-    if error.shape != prediction.shape:
-        wanted = f"{batch_first(prediction.shape)}, one per component"
-        batch.wrong_shape("distance's result", error, wanted, "")
-    return error.mean(-1)
+    return distances(batch, distance, prediction, action).mean(-1)
 
 
 def _only_prediction(batch: Batch, bonus: bool) -> None:

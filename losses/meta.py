@@ -15,23 +15,21 @@ Meta-gradients of hyper-parameters: an agent learns with a discount that is itse
 ``mgrl_outer_loss`` judges the updated agent on its next trajectory, under a discount that is not.
 """
 
-from collections.abc import Callable
-
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.distributions import Categorical
 
 from ._batch import Batch
+from ._critics import Distance, distances
+from ._numbers import disorder, log_softmax
+from .distances import squared_error
 from .distributions import (
     DistClass,
     action_log_prob,
-    disorder,
     entropy,
-    log_softmax,
     make_distribution,
 )
 from .estimators import stopped_advantage
-from .value import squared_error
 
 
 def lpg_agent_loss(
@@ -190,7 +188,7 @@ def mgrl_outer_loss(
     reference_lmbda: float | Tensor | None = None,
     critic_coeff: float | Tensor = 0.0,
     entropy_coeff: float | Tensor = 0.0,
-    distance: Callable[[Tensor, Tensor], Tensor] = squared_error,
+    distance: Distance = squared_error,
     reduction: str = "mean",
 ) -> TensorDictBase:
     """What meta-gradient reinforcement learning descends: actor-critic at reference discounts.
@@ -249,9 +247,7 @@ def mgrl_outer_loss(
         plain = Batch(batch.function, td.exclude(*learned_with)) if learned_with else batch
         advantage, target = stopped_advantage(plain, *discounts)
     dist = make_distribution(batch, dist_class)
-    error = distance(value, target)
-    if error.shape != value.shape:
-        batch.wrong_shape("distance's result", error, f"{list(value.shape)}, one number per step")
+    error = distances(batch, distance, value, target)
     policy_entropy = entropy(batch, dist)
     losses = {
         "loss_objective": -action_log_prob(batch, dist) * advantage,

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
-from ._batch import locked
-from ._check import check_flag, check_float, check_scalar, kind, missing
-from .scaling import root
+from ._check import check_flag, check_float, check_scalar
+from ._numbers import root
+from ._state import entries, new_state
+
+_MOMENTS = (("mean", "variance", "weight"), "ema_moments_init")
+_RANGE = (("low", "high"), "return_scale_init")
 
 
 def ema_moments_init(
@@ -40,7 +43,7 @@ def ema_moments_init(
     """
     zeros = torch.zeros(tuple(shape), dtype=dtype, device=device)
     weight = torch.zeros((), dtype=dtype, device=device)
-    return _state(mean=zeros, variance=zeros.clone(), weight=weight)
+    return new_state(mean=zeros, variance=zeros.clone(), weight=weight)
 
 
 def ema_moments_update(
@@ -78,7 +81,7 @@ def ema_moments_update(
     effectiveness of PPO in cooperative multi-agent games", for values.
     """
     name = "ema_moments_update"
-    mean, variance, total = _entries(name, state)
+    mean, variance, total = entries(name, state, *_MOMENTS)
     shape = mean.shape
     batch = check_float(name, "x", x).shape[: x.dim() - len(shape)]
     if x.shape != (*batch, *shape) or 0 in batch:
@@ -100,7 +103,7 @@ def ema_moments_update(
         some = kept.any()
         share, new_total = torch.where(some, share, 0.0), torch.where(some, new_total, total)
     moved = center - mean
-    return _state(
+    return new_state(
         mean=mean + share * moved,
         variance=(1 - share) * (variance + share * moved.square()) + share * spread,
         weight=new_total,
@@ -187,7 +190,7 @@ def return_scale_init(
     Source: Hafner et al. (2023), "Mastering diverse domains through world models".
     """
     zero = torch.zeros((), dtype=dtype, device=device)
-    return _state(low=zero, high=zero.clone())
+    return new_state(low=zero, high=zero.clone())
 
 
 def return_scale_update(
@@ -225,7 +228,7 @@ def return_scale_update(
     Source: Hafner et al. (2023), equation 7.
     """
     name = "return_scale_update"
-    old = _entries(name, state, ("low", "high"), "return_scale_init")
+    old = entries(name, state, *_RANGE)
     shape = check_float(name, "returns", returns).shape
     if 0 in shape:
         raise ValueError(f"{name}: returns has shape {tuple(shape)}, expected at least one number")
@@ -240,7 +243,7 @@ def return_scale_update(
     new = [decay * before + (1 - decay) * now for before, now in zip(old, found, strict=True)]
     if kept is not None:
         new = [torch.where(count > 0, *pair) for pair in zip(new, old, strict=True)]
-    return _state(low=new[0], high=new[1])
+    return new_state(low=new[0], high=new[1])
 
 
 def return_scale(state: TensorDictBase, limit: float | Tensor = 1.0) -> Tensor:
@@ -260,29 +263,11 @@ def return_scale(state: TensorDictBase, limit: float | Tensor = 1.0) -> Tensor:
 
     Source: Hafner et al. (2023), equation 7.
     """
-    low, high = _entries("return_scale", state, ("low", "high"), "return_scale_init")
+    low, high = entries("return_scale", state, *_RANGE)
     return (high - low).clamp(min=_like(low, check_scalar("return_scale", "limit", limit, 0.0)))
 
 
 # ---- private
-
-
-def _state(**entries: Tensor) -> TensorDictBase:
-    return locked(TensorDict(entries, batch_size=[]))
-
-
-def _entries(
-    function: str,
-    state: Any,
-    keys: Sequence[str] = ("mean", "variance", "weight"),
-    source: str = "ema_moments_init",
-) -> list[Tensor]:
-    if not isinstance(state, TensorDictBase):
-        raise TypeError(f"{function}: state is {kind(state)}, expected a TensorDict")
-    for key in keys:
-        if state.get(key, None) is None:
-            raise missing(function, state, key, f"A state comes from {source}.")
-    return [check_float(function, f"state's {key}", state.get(key)) for key in keys]
 
 
 def _scale(
@@ -293,7 +278,7 @@ def _scale(
     root_eps: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Mean and deviation, each ``[*shape]``."""
-    mean, variance, _ = _entries(function, state)
+    mean, variance, _ = entries(function, state, *_MOMENTS)
     size = len(mean.shape)
     if check_float(function, "x", x).shape[x.dim() - size :] != mean.shape or x.dim() < size:
         raise ValueError(

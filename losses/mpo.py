@@ -26,9 +26,10 @@ from torch.distributions import Categorical
 
 from ._batch import Batch
 from ._check import missing
+from ._numbers import times
 from .distributions import DistClass, action_log_prob, make_distribution
 from .e_step import mpo_temperature_dual, mpo_weights, vmpo_temperature_dual, vmpo_weights
-from .imitation import sampled_cross_entropy, weighted
+from .imitation import sampled_cross_entropy
 from .lagrange import Constraints, duals, penalties
 
 # ---- estimators
@@ -52,7 +53,7 @@ def add_mpo_weight(td: TensorDictBase, temperature: float | Tensor | None = None
     """
     batch = Batch("add_mpo_weight", td)
     weight = mpo_weights(batch.vector("action_value_samples"), _temperature(batch, temperature))
-    return batch.extended({"policy_weight": batch.filled(weight, 0.0)})
+    return batch.added(policy_weight=weight)
 
 
 def add_vmpo_weight(
@@ -222,7 +223,7 @@ def vmpo_loss(
         weight = batch.step("policy_weight")
     else:
         weight = _step_weight(batch, temperature, top_k_fraction, "policy_weight")
-    losses = {"loss_actor": -weighted(weight, log_prob)}
+    losses = {"loss_actor": times(weight, -log_prob)}
     return batch.reduced(reduction, losses | penalties(batch, constraints))
 
 
@@ -280,7 +281,7 @@ def _step_weight(
     eta = _temperature(batch, temperature, target)
     args = (batch.step("advantage"), eta, top_k_fraction, _importance(batch), batch.mask)
     weight = vmpo_weights(*args)
-    return weight * (weight.numel() if batch.mask is None else batch.mask.sum())
+    return weight * batch.steps()
 
 
 def _importance(batch: Batch) -> Tensor | None:

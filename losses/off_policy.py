@@ -8,20 +8,19 @@ goes, so a ratio that is clipped is exactly its clip, with gradient 0, however l
 infinities included. Where a ratio equals its clip the derivative is the mean of both sides'.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._check import (
-    check_broadcast,
     check_float,
+    check_hyper,
     check_index,
-    check_real,
     gather,
     time_first,
 )
+from ._numbers import ratio
 from ._recurrence import solve
 from ._steps import (
     check_arguments,
@@ -114,8 +113,7 @@ def vtrace(
     )
     clips = {"rho_clip": rho_clip, "c_clip": c_clip, "pg_rho_clip": pg_rho_clip}
     for clip_name, clip in clips.items():
-        check_real(name, clip_name, clip, 0.0)
-        check_broadcast(name, clip_name, clip, shape, "reward", time_first(shape))
+        check_hyper(name, clip_name, clip, shape, "reward", 0.0, wanted=time_first)
     rho = ratio(log_rho)
     bootstrap, trace = discounts(done, terminated, gamma, lmbda, reward.dtype)
     after = next_value.masked_fill(terminated, 0.0)
@@ -189,8 +187,7 @@ def off_policy_returns(
         floats["action_value"] = action_value
     flags = {"done": done, "terminated": terminated}
     shape = check_arguments(name, floats, flags, {"gamma": gamma})
-    check_real(name, "trace", trace, 0.0)
-    check_broadcast(name, "trace", trace, shape, "reward", time_first(shape))
+    check_hyper(name, "trace", trace, shape, "reward", 0.0, wanted=time_first)
     q = action_value if tx is None else inverted(name, "action_value", action_value, tx, shape)
     after = opened(name, "next_value", next_value, terminated, tx)
     q, c = (_later(x, len(shape)) for x in (q, trace))
@@ -318,14 +315,6 @@ def retrace_continuous(
     after = opened(name, "next_value", next_value, terminated, tx)
     q, c = (_later(x, len(shape)) for x in (q, c))
     return closed(_off_policy(reward, q, c, after, done, terminated, gamma), tx)
-
-
-def ratio(log_rho: Tensor) -> Tensor:
-    """A ratio of probabilities from its logarithm, finite whatever that is.
-
-    What is too large for the dtype is constant, so that clipping it later meets no inf times 0.
-    """
-    return log_rho.clamp(max=math.log(torch.finfo(log_rho.dtype).max) - 1).exp()
 
 
 def _clipped(rho: Tensor, clip: float | Tensor) -> Tensor:

@@ -11,10 +11,10 @@ pi(a|s) the policy and mu(s) a deterministic one. The reducers read a td ``[*B]`
 Implicit Q-learning (IQL) is an estimator, run outside of the differentiated function, and three
 losses, each differentiated in its own network's parameters:
 
-    targets = add_iql_advantage(td).select("value_target", "advantage")
-    expectile_loss(td.copy().update(targets))          # the value, to an expectile of the least Q'
-    awr_loss(td.copy().update(targets), dist_class)    # the policy
-    iql_critic_loss(td, gamma=0.99)                    # the critics, to r + gamma V(s')
+    judged = add_iql_advantage(td)
+    iql_value_loss(judged)             # the value, to an expectile of the least Q'
+    awr_loss(judged, dist_class)       # the policy
+    iql_critic_loss(td, gamma=0.99)    # the critics, to r + gamma V(s')
 
 For discrete actions the entry is picked from a network's values of all actions first:
 ``state_action_value = action_value.gather(-1, action.unsqueeze(-1)).squeeze(-1)``.
@@ -28,11 +28,19 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from ._batch import Batch
-from ._check import check_float, check_hyper, check_positive
-from ._critics import Distance, ensemble_terms, finished_target, following, one_step_target
-from .distances import squared_error
+from ._check import check_divisor, check_float, check_hyper
+from ._critics import (
+    Distance,
+    critic_metrics,
+    ensemble_loss,
+    finished_target,
+    following,
+    one_step_target,
+)
+from ._numbers import times
+from .distances import asymmetric, squared_error
 from .distributions import DistClass, action_log_prob, make_distribution
-from .imitation import action_distance, weighted
+from .imitation import action_distance
 
 # ---- equations
 
@@ -66,8 +74,7 @@ def advantage_weight(
     name = "advantage_weight"
     shape = check_float(name, "advantage", advantage).shape
     check_hyper(name, "temperature", temperature, shape, "advantage", 0.0)
-    check_hyper(name, "max_weight", max_weight, shape, "advantage")
-    check_positive(name, "max_weight", max_weight)
+    check_divisor(name, "max_weight", max_weight, shape, "advantage")
     exponent = temperature * advantage
     many = isinstance(max_weight, Tensor)
     capped = exponent > (max_weight.log() if many else math.log(max_weight))
@@ -119,7 +126,8 @@ def td3_bc_actor_loss(
     batch = Batch("td3_bc_actor_loss", td)
     value = batch.members("state_action_value_actor")[..., 0]
     if value_scale is None and not batch.has("value_scale"):
-        scale = _size(batch, value.detach())
+        size = batch.mean(value.detach().abs())
+        scale = torch.where(size == 0, 1.0, size)
     else:
         scale = batch.positive("value_scale", value_scale)
     distance = action_distance(batch, squared_error)
@@ -173,7 +181,7 @@ def awr_loss(
         batch.hyper("temperature", temperature, 0.0),
         batch.positive("max_weight", max_weight),
     )
-    losses = {"loss_actor": -weighted(weight, log_prob)}
+    losses = {"loss_actor": times(weight, -log_prob)}
     return batch.reduced(reduction, losses, {"advantage_weight": weight})
 
 
@@ -183,7 +191,7 @@ def add_iql_advantage(td: TensorDictBase) -> TensorDictBase:
         value_target_t = min_i Q'_i(s_t, a_t)
         advantage_t = value_target_t - V(s_t)
 
-    Detaches nothing. Its ``value_target`` is the value's, for ``expectile_loss``; the critics' is
+    Detaches nothing. Its ``value_target`` is the value's, for ``iql_value_loss``; the critics' is
     another, see ``iql_critic_loss``.
 
     Args:
@@ -203,7 +211,50 @@ def add_iql_advantage(td: TensorDictBase) -> TensorDictBase:
     batch = Batch("add_iql_advantage", td)
     target = batch.members("state_action_value_target").amin(-1)
     advantage = target - batch.step("state_value")
-    return batch.extended({"value_target": target, "advantage": advantage})
+    return batch.added(value_target=target, advantage=advantage)
+
+
+def iql_value_loss(
+    td: TensorDictBase,
+    *,
+    expectile: float | Tensor = 0.7,
+    reduction: str = "mean",
+) -> TensorDictBase:
+    """IQL's value: an expectile of what the data's actions are worth, without asking for others.
+
+        loss_value = (expectile if G_t >= V(s_t) else 1 - expectile) (G_t - V(s_t))^2
+        G_t = min_i Q'_i(s_t, a_t)
+
+    without 1/2: ``expectile_error``. TorchRL's default for the expectile is 0.5.
+
+    Detaches nothing where the td holds ``value_target``, which ``add_iql_advantage`` writes. Where
+    it does not, G_t is made here with a **full stop** on ``state_action_value_target``: exact where
+    target networks made it, and for one inner step.
+
+    Args:
+        td: ``[*B]`` with ``state_value`` ``[*B]`` float and ``value_target`` ``[*B]``, or instead
+            of the latter ``state_action_value_target`` ``[*B, N]`` or ``[*B]``; optionally ``mask``
+            and ``weight``.
+        expectile: in [0, 1]; float or tensor, 0-d or ``[*B]``. An entry of the td wins.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        ``loss_value``, and detached ``td_error``, ``pred_value`` V(s_t) and ``target_value``.
+
+    Raises:
+        ValueError: a key is missing, a shape is wrong, or the expectile is out of its range.
+        TypeError: an entry or the expectile has the wrong dtype.
+
+    Source: Kostrikov et al. (2021), equation 5.
+    """
+    batch = Batch("iql_value_loss", td)
+    value = batch.step("state_value")
+    if batch.has("value_target"):
+        target = batch.step("value_target")
+    else:
+        target = batch.members("state_action_value_target").amin(-1).detach()
+    error = asymmetric(value, target, batch.hyper("expectile", expectile, 0.0, 1.0))
+    return batch.reduced(reduction, {"loss_value": error}, critic_metrics(value, target))
 
 
 def iql_critic_loss(
@@ -254,13 +305,4 @@ def iql_critic_loss(
         hint = "It comes from running the value network on td['next']."
         after = following(batch).step(("next", "state_value"), hint=hint)
         target = one_step_target(batch, after.detach(), gamma)
-    return batch.reduced(reduction, *ensemble_terms(batch, distance, value, target))
-
-
-# ---- private
-
-
-def _size(batch: Batch, value: Tensor) -> Tensor:
-    """Mean of |value| over the td, or over its mask; 1 where that is 0."""
-    size = value.abs().mean() if batch.mask is None else value.abs().sum() / batch.mask.sum()
-    return torch.where(size == 0, 1.0, size)
+    return ensemble_loss(batch, distance, value, target, reduction)

@@ -9,8 +9,6 @@ are as much a function of parameters and hyper-parameters as they were made to b
 makes them from ``gamma`` and ``lmbda``, with a full stop on the values.
 """
 
-from collections.abc import Callable
-
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -18,6 +16,7 @@ from torch.distributions import Categorical
 
 from ._batch import Batch
 from ._check import check_float
+from ._critics import Distance
 from .distances import squared_error
 from .distributions import (
     DistClass,
@@ -28,7 +27,7 @@ from .distributions import (
 )
 from .estimators import stopped_advantage
 from .returns import reverse_linear
-from .value import distances, larger_error, moved_beyond
+from .value import critic_error
 
 
 def policy_gradient_loss(
@@ -86,7 +85,7 @@ def reinforce_loss(
     lmbda: float | Tensor | None = None,
     critic_coeff: float | Tensor = 1.0,
     value_clip: float | Tensor | None = None,
-    distance: Callable[[Tensor, Tensor], Tensor] = squared_error,
+    distance: Distance = squared_error,
     reduction: str = "mean",
 ) -> TensorDictBase:
     """REINFORCE with a baseline that is learned.
@@ -129,7 +128,7 @@ def reinforce_loss(
     value = batch.step("state_value")
     advantage, target = _targets(batch, gamma, lmbda)
     log_prob = action_log_prob(batch, make_distribution(batch, dist_class))
-    error, metrics = _critic_error(batch, value, target, value_clip, distance)
+    error, metrics = critic_error(batch, value, target, value_clip, distance)
     losses = {
         "loss_objective": -log_prob * advantage,
         "loss_critic": batch.hyper("critic_coeff", critic_coeff) * error,
@@ -146,7 +145,7 @@ def a2c_loss(
     critic_coeff: float | Tensor = 0.5,
     entropy_coeff: float | Tensor = 0.01,
     value_clip: float | Tensor | None = None,
-    distance: Callable[[Tensor, Tensor], Tensor] = squared_error,
+    distance: Distance = squared_error,
     reduction: str = "mean",
 ) -> TensorDictBase:
     """Advantage actor-critic.
@@ -204,7 +203,7 @@ def a2c_loss(
     value = batch.step("state_value")
     advantage, target = _targets(batch, gamma, lmbda)
     losses, metrics = _policy_terms(batch, dist_class, advantage, entropy_coeff)
-    error, clipping = _critic_error(batch, value, target, value_clip, distance)
+    error, clipping = critic_error(batch, value, target, value_clip, distance)
     losses["loss_critic"] = batch.hyper("critic_coeff", critic_coeff) * error
     return batch.reduced(reduction, losses, {**metrics, **clipping})
 
@@ -347,22 +346,6 @@ def _targets(
     if batch.finished(("advantage", "value_target"), gamma=gamma, lmbda=lmbda):
         return batch.step("advantage"), batch.step("value_target")
     return stopped_advantage(batch, gamma, lmbda)
-
-
-def _critic_error(
-    batch: Batch,
-    value: Tensor,
-    target: Tensor,
-    value_clip: float | Tensor | None,
-    distance: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The critic's error per step, and the fraction of clipped values if there is a clip."""
-    if value_clip is None and not batch.has("value_clip"):
-        return distances(batch, distance, value, target), {}
-    old = batch.step(("behavior", "state_value"), hint="value_clip is the way from there.")
-    clip = batch.hyper("value_clip", value_clip, 0.0)
-    error = larger_error(value, old, clip, lambda v: distances(batch, distance, v, target))
-    return error, {"value_clip_fraction": moved_beyond(value, old, clip)}
 
 
 def _policy_terms(

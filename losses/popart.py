@@ -15,12 +15,21 @@ comes out; nothing is detached, so hold it (``state.detach()``) where no gradien
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
-from ._batch import locked
-from ._check import check_flag, check_float, check_scalar, dtype, gather, is_integer, kind, missing
-from .scaling import root
+from ._check import (
+    check_flag,
+    check_float,
+    check_int,
+    check_scalar,
+    dtype,
+    gather,
+    is_integer,
+    kind,
+)
+from ._numbers import root
+from ._state import entries, new_state
 
 _KEYS = ("shift", "scale", "variance")
 
@@ -44,10 +53,7 @@ def popart_init(
 
     Source: van Hasselt et al. (2016), "Learning values across many orders of magnitude".
     """
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"popart_init: n is {kind(n)}, expected an int")
-    if n < 1:
-        raise ValueError(f"popart_init: n is {n}, expected at least 1")
+    check_int("popart_init", "n", n, 1)
     one = torch.ones(n, dtype=dtype, device=device)
     return _state(torch.zeros_like(one), one, one.clone())
 
@@ -207,26 +213,19 @@ def popart_unnormalize(state: TensorDictBase, x: Tensor, indices: Tensor | None 
 
 
 def _state(shift: Tensor, scale: Tensor, variance: Tensor) -> TensorDictBase:
-    entries = dict(zip(_KEYS, (shift, scale, variance), strict=True))
-    return locked(TensorDict(entries, batch_size=[]))
+    return new_state(**dict(zip(_KEYS, (shift, scale, variance), strict=True)))
 
 
 def _entries(function: str, name: str, state: Any) -> list[Tensor]:
     """Shift, scale and variance, each ``[n]``."""
-    if not isinstance(state, TensorDictBase):
-        raise TypeError(f"{function}: {name} is {kind(state)}, expected a TensorDict")
-    found = []
-    for key in _KEYS:
-        value = state.get(key, None)
-        if value is None:
-            raise missing(function, state, key, f"{name} comes from popart_init.")
-        check_float(function, f"{name}'s {key}", value)
-        if value.dim() != 1 or (found and value.shape != found[0].shape):
-            wanted = f"[{found[0].shape[0]}] (from shift)" if found else "[n]"
+    found = entries(function, state, _KEYS, "popart_init", name)
+    shape = found[0].shape
+    for key, value in zip(_KEYS, found, strict=True):
+        if value.dim() != 1 or value.shape != shape:
+            wanted = f"[{shape[0]}] (from shift)" if len(shape) == 1 else "[n]"
             raise ValueError(
                 f"{function}: {name}'s {key} has shape {tuple(value.shape)}, expected {wanted}"
             )
-        found.append(value)
     return found
 
 

@@ -19,7 +19,6 @@ advantage and a value per agent is IPPO, and with one value for all, expanded, M
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from tensordict import TensorDictBase
@@ -27,12 +26,11 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from ._batch import Batch
-from ._check import check_float, check_positive, check_real
+from ._check import check_float, check_hyper, check_positive
+from ._critics import Distance
 from ._proximal import clip_range, clipped, discovered_gain, kl_from_behavior, opened
+from .distances import squared_error
 from .distributions import DistClass
-from .value import squared_error
-
-Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def ppo_loss(
@@ -63,9 +61,10 @@ def ppo_loss(
 
     Unlike TorchRL's PPOLoss: the error is squared, not smooth-L1, and weighs 1/2, not 1 (give
     ``distance`` and ``critic_coeff``). Normalized advantages are divided by the population
-    deviation + 1e-8, as in purejaxrl; TorchRL takes the sample deviation, at least 1e-4.
-    ``explained_variance`` and ``ESS`` are taken over all steps, not per column of a td
-    with several dimensions.
+    deviation + 1e-8, as in purejaxrl; TorchRL takes the sample deviation, at least 1e-6.
+    ``explained_variance`` and ``ESS`` are taken over all steps, not for each step of time over the
+    first dimension. The value from before has a key of its own, where TorchRL takes the td's
+    ``state_value`` for it.
 
     Args:
         td: ``[*B, T]`` with the policy's parameters (see ``distribution``), ``action``,
@@ -184,8 +183,9 @@ def ppo_kl_penalty_loss(
         loss_kl = kl_coeff KL(mu(.|s_t) || pi(.|s_t))
 
     The other terms are those of ``ppo_loss``, and so are stops, diagnostics and differences from
-    TorchRL; whose KLPENPPOLoss has the two terms in one, and changes its coefficient as it is
-    called. Here ``kl_coeff_update`` gives the next one.
+    TorchRL. Its KLPENPPOLoss has the two terms in one. It also changes its coefficient as it is
+    called, after the value is made and before the gradient is, which is then that of the next
+    coefficient; here value and gradient have the one given, and ``kl_coeff_update`` makes the next.
 
     Args:
         td: as in ``ppo_loss``, and a nested td ``behavior`` with the parameters of mu under the
@@ -239,9 +239,9 @@ def kl_coeff_update(
         kl_coeff             else
 
     Args:
-        kl_coeff: the coefficient until now; float or tensor that broadcasts with ``kl``.
+        kl_coeff: the coefficient until now; float, or tensor that broadcasts to ``kl``'s shape.
         kl: mean divergence ``[...]`` float, what ``ppo_kl_penalty_loss`` gives as ``kl``.
-        target: what it should be, at least 0; float or tensor that broadcasts with ``kl``.
+        target: what it should be, at least 0; likewise.
         increment: factor after too much, at least 1; likewise.
         decrement: factor after too little, in [0, 1]; likewise.
         tolerance: how many times more or less is too much or too little, at least 1; likewise.
@@ -251,13 +251,13 @@ def kl_coeff_update(
         is constant between its jumps.
 
     Raises:
-        ValueError: a float is out of its range, or the shapes do not broadcast.
+        ValueError: a float is out of its range, or a shape does not broadcast.
         TypeError: an argument is not a number or a floating-point tensor.
 
     Source: Schulman et al. (2017), section 4.
     """
     name = "kl_coeff_update"
-    check_float(name, "kl", kl)
+    shape = check_float(name, "kl", kl).shape
     ranges = {
         "kl_coeff": (kl_coeff, -math.inf, math.inf),
         "target": (target, 0.0, math.inf),
@@ -265,16 +265,8 @@ def kl_coeff_update(
         "decrement": (decrement, 0.0, 1.0),
         "tolerance": (tolerance, 1.0, math.inf),
     }
-    shape = kl.shape
     for key, (value, low, high) in ranges.items():
-        check_real(name, key, value, low, high)
-        try:
-            shape = torch.broadcast_shapes(shape, getattr(value, "shape", ()))
-        except RuntimeError:
-            raise ValueError(
-                f"{name}: {key} has shape {tuple(value.shape)}, expected one that broadcasts with "
-                f"{tuple(shape)} (from kl)"
-            ) from None
+        check_hyper(name, key, value, shape, "kl", low, high)
     if not isinstance(kl_coeff, Tensor):
         kl_coeff = torch.full_like(kl, kl_coeff)
     smaller = torch.where(kl < target / tolerance, kl_coeff * decrement, kl_coeff)
@@ -338,7 +330,8 @@ def discovered_policy_loss(
 
 
 def _width(batch: Batch, name: str, value: float | Tensor) -> float | Tensor:
-    """A hyper-parameter that is divided by."""
+    """A hyper-parameter that is divided by; a step that is left out divides by 1."""
     if not batch.has(name):
         check_positive(batch.function, name, value)
-    return batch.hyper(name, value)
+    value = batch.hyper(name, value)
+    return batch.filled(value, 1.0) if isinstance(value, Tensor) and value.dim() else value

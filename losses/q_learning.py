@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ._batch import Batch
 from ._check import (
-    batch_first,
     check_alike,
     check_flag,
     check_float,
@@ -26,10 +25,18 @@ from ._check import (
     check_index,
     gather,
 )
-from ._critics import Distance, distances, finished_target, one_step_target
+from ._critics import (
+    Distance,
+    critic_metrics,
+    distances,
+    finished_target,
+    following,
+    greedy,
+    one_step_target,
+)
+from ._numbers import picked
 from .distances import squared_error
 from .returns import td_targets
-from .value import critic_metrics
 
 
 def q_learning_error(
@@ -67,7 +74,7 @@ def q_learning_error(
     name = "q_learning_error"
     chosen = _chosen(name, action_value, action, reward, terminated, gamma=gamma)
     _check_next(name, action_value, next_action_value=next_action_value)
-    return td_targets(reward, best(next_action_value), terminated, gamma) - chosen
+    return td_targets(reward, _best(next_action_value), terminated, gamma) - chosen
 
 
 def double_q_learning_error(
@@ -111,7 +118,7 @@ def double_q_learning_error(
         next_action_value=next_action_value,
         next_action_value_selector=next_action_value_selector,
     )
-    after = best(next_action_value, next_action_value_selector)
+    after = _best(next_action_value, next_action_value_selector)
     return td_targets(reward, after, terminated, gamma) - chosen
 
 
@@ -238,9 +245,9 @@ def persistent_q_error(
     hyper = {"gamma": gamma, "action_gap_scale": action_gap_scale}
     chosen = _chosen(name, action_value, action, reward, terminated, **hyper)
     _check_next(name, action_value, next_action_value=next_action_value)
-    again = _picked(name, next_action_value, action)
-    greedy = best(next_action_value)
-    after = (1 - action_gap_scale) * greedy + action_gap_scale * again
+    again = _taken(name, next_action_value, action)
+    highest = _best(next_action_value)
+    after = (1 - action_gap_scale) * highest + action_gap_scale * again
     return td_targets(reward, after, terminated, gamma) - chosen
 
 
@@ -329,37 +336,27 @@ def double_q_learning_loss(
     )
 
 
-# ---- parts, for reducers of other files
+# ---- private
 
 
-def best(action_value: Tensor, selector: Tensor | None = None) -> Tensor:
+def _best(action_value: Tensor, selector: Tensor | None = None) -> Tensor:
     """The value ``[...]`` of the action, the first of equals, that the selector values most."""
-    index = (action_value if selector is None else selector).argmax(-1, keepdim=True)
-    return action_value.gather(-1, index).squeeze(-1)
-
-
-def chosen_value(batch: Batch, key: str = "action_value") -> Tensor:
-    """Q(s_t, a_t), ``[*B]``, of the td's values of all actions."""
-    value = batch.vector(key)
-    size = value.shape[-1]
-    if not size:
-        batch.wrong_shape(key, value, batch_first(batch.shape, "A"), " with A of at least 1")
-    return gather(batch.function, "action", value, batch.index("action", size, key), key)
+    return picked(action_value, (action_value if selector is None else selector).argmax(-1))
 
 
 def _regression(
     batch: Batch, gamma: float | Tensor | None, distance: Distance, reduction: str, selects: bool
 ) -> TensorDictBase:
-    value = chosen_value(batch)
+    key = "action_value"
+    every = batch.vector(key, "A")
+    value, size = batch.of_action(every, key), every.shape[-1]
     if finished_target(batch, "add_q_target", gamma=gamma):
         target = batch.step("value_target")
     else:
-        key, selector = "action_value", None
-        size = batch.entry(key).shape[-1]
-        after = batch.vector(("next", key), size, key).detach()
-        if selects:
-            selector = batch.vector(("next", "action_value_selector"), size, key)
-        target = one_step_target(batch, best(after, selector), gamma)
+        ahead = following(batch)
+        after = ahead.vector(("next", key), size, key)
+        index = greedy(ahead, after, key, selects)
+        target = one_step_target(batch, picked(after, index).detach(), gamma)
     error = distances(batch, distance, value, target)
     return batch.reduced(reduction, {"loss_critic": error}, critic_metrics(value, target))
 
@@ -390,10 +387,10 @@ def _chosen(
             )
     for name, value in hyper.items():
         check_hyper(function, name, value, shape[:-1], "action_value", 0.0, 1.0)
-    return _picked(function, action_value, action)
+    return _taken(function, action_value, action)
 
 
-def _picked(function: str, action_value: Tensor, action: Tensor) -> Tensor:
+def _taken(function: str, action_value: Tensor, action: Tensor) -> Tensor:
     shape, source = action_value.shape, "action_value"
     index = check_index(function, "action", action, shape[:-1], shape[-1], source)
     return gather(function, "action", action_value, index, source)

@@ -20,11 +20,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from ._atoms import atoms, greedy, of_action, only_source, stopped
 from ._batch import Batch
 from ._check import batch_first, check_float, check_hyper
-from ._critics import finished_target, following, one_step_target
-from .distances import huber
+from ._critics import finished_target, following, greedy, one_step_target, only_source
+from .distances import unchecked_huber
 
 _PROBS = "value_target_probs"
 
@@ -117,9 +116,9 @@ def add_quantile_q_target(
     Source: Dabney et al. (2018), algorithm 1.
     """
     batch = Batch("add_quantile_q_target", td)
-    target, probs = _moved(batch, gamma, expected, None)
-    entries = {"value_target": target} | ({} if probs is None else {_PROBS: probs})
-    return batch.extended({key: batch.filled(x, 0.0) for key, x in entries.items()})
+    target, probs = _following(batch, expected)
+    entries = {} if probs is None else {_PROBS: probs}
+    return batch.added(value_target=one_step_target(batch, target, gamma), **entries)
 
 
 def quantile_q_loss(
@@ -166,9 +165,9 @@ def quantile_q_loss(
     """
     batch = Batch("quantile_q_loss", td)
     source = "action_value_quantiles"
-    every = atoms(batch, source, "A", "N")
-    quantiles = of_action(batch, every, source)
-    target, probs = _quantile_target(batch, gamma, expected, every)
+    every = batch.array(source, "A", "N")
+    quantiles = batch.of_action(every.mT, source)
+    target, probs = _target(batch, gamma, expected, every.shape[-2])
     kappa = batch.hyper("kappa", kappa, 0.0)
     error = _quantile_huber(quantiles, _tau(batch, tau, quantiles), target, kappa, probs)
     metrics = {
@@ -182,38 +181,37 @@ def quantile_q_loss(
 # ---- private
 
 
-def _quantile_target(
-    batch: Batch, gamma: float | Tensor | None, expected: bool, every: Tensor
+def _target(
+    batch: Batch, gamma: float | Tensor | None, expected: bool, actions: int
 ) -> tuple[Tensor, Tensor | None]:
     """Positions ``[*B, M]`` and probabilities, if not uniform: the td's, or made here."""
     options = {"expected": expected or None}
     if not finished_target(batch, "add_quantile_q_target", options, gamma=gamma):
-        return _moved(batch, gamma, expected, every.shape[-2], stop=True)
-    target = atoms(batch, "value_target", "M")
+        after, probs = _following(batch, expected, actions)
+        target = one_step_target(batch, after.detach(), gamma)
+        return target, None if probs is None else probs.detach()
+    target = batch.vector("value_target", "M")
     if not batch.has(_PROBS):
         return target, None
     return target, batch.vector(_PROBS, target.shape[-1], "value_target")
 
 
-def _moved(
-    batch: Batch,
-    gamma: float | Tensor | None,
-    expected: bool,
-    actions: int | None,
-    stop: bool = False,
+def _following(
+    batch: Batch, expected: bool, actions: int | str = "A"
 ) -> tuple[Tensor, Tensor | None]:
-    """Positions r + gamma theta' ``[*B, M]``, and their probabilities if they are not uniform."""
+    """Positions theta' ``[*B, M]``, and their probabilities if they are not uniform."""
     source, ahead = "action_value_quantiles", following(batch)
-    after = stopped(atoms(ahead, ("next", source), actions or "A", "N", origin=source), stop)
+    after = ahead.array(("next", source), actions, "N", source=source)
     size, members = after.shape[-2:]
     if not expected:
-        return one_step_target(batch, greedy(ahead, after, after.mean(-1)), gamma), None
+        index = greedy(ahead, after.mean(-1), f"next.{source}")
+        return ahead.of_action(after.mT, source, index), None
     policy = only_source(batch, "logits", "probs")
     key = ("next", policy)
     probs = ahead.vector(key, size, f"next.{source}", 0.0 if policy == "logits" else 1 / size)
-    probs = stopped(probs.softmax(-1) if policy == "logits" else probs, stop)
+    probs = probs.softmax(-1) if policy == "logits" else probs
     each = (probs / members).unsqueeze(-1).expand_as(after).flatten(-2)  # [*B, A N]
-    return one_step_target(batch, after.flatten(-2), gamma), each
+    return after.flatten(-2), each
 
 
 def _quantile_huber(
@@ -226,22 +224,27 @@ def _quantile_huber(
     """``quantile_huber`` without its checks."""
     error = target.unsqueeze(-2) - quantiles.unsqueeze(-1)  # [..., N, M]
     if not isinstance(kappa, Tensor):
-        size = huber(error, kappa) if kappa else error.abs()
+        size = unchecked_huber(error, kappa) if kappa else error.abs()
     else:
         kappa = kappa[..., None, None] if kappa.dim() else kappa
-        size = torch.where(kappa > 0, huber(error, kappa), error.abs())
+        size = torch.where(kappa > 0, unchecked_huber(error, kappa), error.abs())
     tau = tau.unsqueeze(-1)
     pairs = torch.where(error < 0, (1 - tau) * size, tau * size)
     mean = pairs.mean(-1) if target_probs is None else (pairs * target_probs.unsqueeze(-2)).sum(-1)
     return mean.sum(-1)
 
 
+def levels(quantiles: Tensor) -> Tensor:
+    """The probabilities (i - 1/2) / N of N quantiles ``[..., N]``, ``[N]``."""
+    size = quantiles.shape[-1]
+    return (torch.arange(size, dtype=quantiles.dtype, device=quantiles.device) + 0.5) / size
+
+
 def _tau(batch: Batch, tau: Tensor | None, quantiles: Tensor) -> Tensor:
     """The quantiles' probabilities, ``[N]`` or ``[*B, N]``."""
     size = quantiles.shape[-1]
     if tau is None:
-        steps = torch.arange(size, dtype=quantiles.dtype, device=quantiles.device)
-        return (steps + 0.5) / size
+        return levels(quantiles)
     if check_float(batch.function, "tau", tau).shape not in ((size,), quantiles.shape):
         wanted = f"[{size}] or {batch_first(quantiles.shape)}"
         batch.wrong_shape("tau", tau, wanted, " (from action_value_quantiles)")

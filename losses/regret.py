@@ -9,16 +9,14 @@ Two roads, as everywhere. Put into the td beforehand (``add_action_advantage``),
 from is not detached. Else the loss makes it from ``action_value``, with a full stop.
 """
 
-from typing import Any
-
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.distributions import Categorical
 
 from ._batch import Batch
-from ._check import kind, missing
-from .distributions import DistClass, make_distribution
+from ._check import missing
+from .distributions import DistClass, all_log_probs
 
 _HINT = (
     "Put it there with add_action_advantage, outside of the differentiated function, or give "
@@ -50,12 +48,10 @@ def add_action_advantage(td: TensorDictBase, dist_class: DistClass = Categorical
     Source: Srinivasan et al. (2018), section 3.1.
     """
     batch = Batch("add_action_advantage", td)
-    log_probs = _log_probs(batch, dist_class)
+    log_probs = all_log_probs(batch, dist_class)
     value = _allowed(batch, log_probs, "action_value")
     advantage = _advantage(log_probs, value)
-    return batch.extended(
-        {"action_value_target": value, "action_advantage": batch.filled(advantage, 0.0)}
-    )
+    return batch.added(action_value_target=value, action_advantage=advantage)
 
 
 def qpg_loss(
@@ -149,7 +145,7 @@ def rpg_loss(
     Source: Srinivasan et al. (2018), section 3.2, RPG.
     """
     batch = Batch("rpg_loss", td)
-    log_probs = _log_probs(batch, dist_class)
+    log_probs = all_log_probs(batch, dist_class)
     if batch.has("action_value_target"):
         value = _allowed(batch, log_probs, "action_value_target")
     else:
@@ -163,21 +159,11 @@ def rpg_loss(
 
 def _opened(batch: Batch, dist_class: DistClass) -> tuple[Tensor, Tensor]:
     """Log-probabilities and advantages, ``[*B, A]``: the td's own, or made with a full stop."""
-    log_probs = _log_probs(batch, dist_class)
+    log_probs = all_log_probs(batch, dist_class)
     if batch.has("action_advantage"):
         return log_probs, _allowed(batch, log_probs, "action_advantage")
     value = _stopped_value(batch, log_probs, "action_advantage")
     return log_probs, _advantage(log_probs.detach(), value)
-
-
-def _log_probs(batch: Batch, dist_class: DistClass) -> Tensor:
-    dist: Any = make_distribution(batch, dist_class)
-    if not isinstance(dist, Categorical) or dist.batch_shape != batch.shape:
-        raise ValueError(
-            f"{batch.function}: dist_class gives {kind(dist)}, expected a categorical distribution "
-            "with one choice per step"
-        )
-    return dist.logits
 
 
 def _stopped_value(batch: Batch, log_probs: Tensor, finished: str) -> Tensor:

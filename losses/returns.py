@@ -37,8 +37,9 @@ from ._check import (
     check_broadcast,
     check_choice,
     check_float,
+    check_hyper,
+    check_int,
     check_real,
-    kind,
     time_first,
 )
 from ._recurrence import METHODS, solve
@@ -130,8 +131,7 @@ def td_targets(
     name = "td_targets"
     floats = plain_values(reward, next_value, tx)
     shape = check_alike(name, floats, {"terminated": terminated})
-    check_real(name, "gamma", gamma, 0.0, 1.0)
-    check_broadcast(name, "gamma", gamma, shape, "reward", str(tuple(shape)))
+    check_hyper(name, "gamma", gamma, shape, "reward", 0.0, 1.0)
     after = opened(name, "next_value", next_value, terminated, tx)
     return closed(reward + gamma * terminated.logical_not().to(reward.dtype) * after, tx)
 
@@ -282,10 +282,7 @@ def n_step_returns(
         {"done": done, "terminated": terminated},
         {"gamma": gamma, "lmbda": lmbda},
     )
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"{name}: n is {kind(n)}, expected an int")
-    if n < 1:
-        raise ValueError(f"{name}: n is {n}, expected at least 1")
+    check_int(name, "n", n, 1)
     after = opened(name, "next_value", next_value, terminated, tx)
     if n >= shape[0]:
         out = _lambda_returns(reward, after, done, terminated, gamma, lmbda, shape)

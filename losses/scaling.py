@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._check import check_broadcast, check_float, check_real, kind, no_data
+from ._check import check_float, check_hyper, kind, no_data
 
 # ---- elementwise
 
@@ -221,7 +221,7 @@ def compose_tx(*pairs: TxPair) -> TxPair:
     Source: van Hasselt et al. (2019), "General non-linear Bellman equations".
     """
     for i, pair in enumerate(pairs):
-        _check_pair("compose_tx", f"pairs[{i}]", pair)
+        check_tx("compose_tx", f"pairs[{i}]", pair)
     return TxPair(
         partial(_chain, tuple(pair.apply for pair in pairs)),
         partial(_chain, tuple(pair.inverse for pair in reversed(pairs))),
@@ -265,7 +265,7 @@ def muzero_pair(support: Tensor, tx: TxPair = signed_hyperbolic_pair) -> TxPair:
     Source: Schrittwieser et al. (2020), appendix F.
     """
     _check_support("muzero_pair", support)
-    return compose_tx(_check_pair("muzero_pair", "tx", tx), two_hot_pair(support))
+    return compose_tx(check_tx("muzero_pair", "tx", tx), two_hot_pair(support))
 
 
 def unbiased_transform_pair(support: Tensor, tx: TxPair = signed_hyperbolic_pair) -> TxPair:
@@ -286,16 +286,10 @@ def unbiased_transform_pair(support: Tensor, tx: TxPair = signed_hyperbolic_pair
     Source: rlax, ``unbiased_transform_pair``; as in Hafner et al. (2023), equation 10.
     """
     _check_support("unbiased_transform_pair", support)
-    return two_hot_pair(_check_pair("unbiased_transform_pair", "tx", tx).inverse(support))
+    return two_hot_pair(check_tx("unbiased_transform_pair", "tx", tx).inverse(support))
 
 
-# ---- shared
-
-
-def root(x: Tensor) -> Tensor:
-    """Square root whose derivative at 0 is taken as 0, for deviations of numbers all equal."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x.clamp(max=0.0))
+# ---- private
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -311,8 +305,7 @@ def _size(x: Tensor) -> Tensor:
 
 def _eps(function: str, x: Tensor, eps: Any) -> Any:
     shape = check_float(function, "x", x).shape
-    eps = check_real(function, "eps", eps, 0.0)
-    check_broadcast(function, "eps", eps, shape, "x", str(list(shape)))
+    check_hyper(function, "eps", eps, shape, "x", 0.0)
     return eps
 
 
@@ -329,7 +322,8 @@ def _check_support(function: str, support: Any) -> int:
     return support.shape[0] - 1
 
 
-def _check_pair(function: str, name: str, value: Any) -> TxPair:
+def check_tx(function: str, name: str, value: Any) -> TxPair:
+    """``value`` as it is, if it is a ``TxPair``."""
     if not isinstance(value, TxPair):
         raise TypeError(f"{function}: {name} is {kind(value)}, expected a TxPair")
     return value

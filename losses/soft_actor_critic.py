@@ -31,23 +31,17 @@ from torch import Tensor
 from ._batch import Batch
 from ._check import dtype, is_integer, kind, no_data
 from ._critics import (
+    LOG_PROB,
     Distance,
+    critic_metrics,
     distances,
-    ensemble_terms,
+    ensemble_loss,
     finished_target,
-    following,
+    next_log_prob,
     next_members,
     one_step_target,
 )
-from .distances import squared_error
-
-LOG_PROB = "It is the log-probability of the policy's fresh sample."
-
-
-def half_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Half of the squared error, as in the papers of soft actor-critic."""
-    return 0.5 * squared_error(prediction, target)
-
+from .distances import half_squared_error, squared_error
 
 # ---- policy
 
@@ -136,12 +130,9 @@ def sac_critic_loss(
         loss_critic = sum_i distance(Q_i(s_t, a_t), y_t), by default 1/2 (Q_i - y_t)^2
         y_t = r_t + gamma^n (1 - terminated_t) (min_i Q'_i(s_{t+1}, a') - alpha log pi(a'|s_{t+1}))
 
-    CrossQ (Bhatt et al., 2024) has this loss too: it has no target critics, so both
-    ``state_action_value`` and its ``next`` come from one joint pass of the critics over (s, a) and
-    (s', a'). In SAC's first version y_t bootstraps on a separate V'(s_{t+1}): the ``value_target``
-    is then r_t + gamma (1 - terminated_t) V'(s_{t+1}), and V learns by ``sac_value_loss``.
-    TorchRL's default distance is smooth L1, and its first version shows each critic a part of the
-    batch.
+    In SAC's first version y_t bootstraps on a separate V'(s_{t+1}): the ``value_target`` is then
+    r_t + gamma (1 - terminated_t) V'(s_{t+1}), and V learns by ``sac_value_loss``. TorchRL's
+    default distance is smooth L1, and its first version shows each critic a part of the batch.
 
     Detaches nothing where the td holds ``value_target``. Where it does not, y_t is made from
     ``gamma`` and ``alpha`` with a **full stop** on what is read of ``next``, values and
@@ -169,14 +160,53 @@ def sac_critic_loss(
 
     Source: Haarnoja et al. (2018), equations 5 and 6; the minimum of section 6.
     """
-    batch = Batch("sac_critic_loss", td)
-    value = batch.members("state_action_value")
-    if finished_target(batch, "add_soft_target", gamma=gamma, alpha=alpha):
-        target = batch.step("value_target")
-    else:
-        after, log_prob = (x.detach() for x in _following(batch))
-        target = _soft_target(batch, after, log_prob, gamma, alpha)
-    return batch.reduced(reduction, *ensemble_terms(batch, distance, value, target))
+    return _critic_loss(Batch("sac_critic_loss", td), gamma, alpha, distance, reduction)
+
+
+def crossq_critic_loss(
+    td: TensorDictBase,
+    *,
+    gamma: float | Tensor | None = None,
+    alpha: float | Tensor | None = None,
+    distance: Distance = half_squared_error,
+    reduction: str = "mean",
+) -> TensorDictBase:
+    """CrossQ's critics: SAC's equations without target networks.
+
+        loss_critic = sum_i distance(Q_i(s_t, a_t), y_t), by default 1/2 (Q_i - y_t)^2
+        y_t = r_t + gamma^n (1 - terminated_t) (min_i Q_i(s_{t+1}, a') - alpha log pi(a'|s_{t+1}))
+
+    What differs from ``sac_critic_loss`` is how its entries are made: the learning critics
+    themselves say what follows, ``state_action_value`` and its ``next`` come from *one* joint pass
+    over the pairs (s_t, a_t) and (s_{t+1}, a'), so that their batch normalization sees both, and
+    there is no target network to move. So the stop is all that keeps the critics from lowering
+    their own target. TorchRL's default distance is smooth L1.
+
+    Detaches nothing where the td holds ``value_target``. Where it does not, y_t is made from
+    ``gamma`` and ``alpha`` with a **full stop** on what is read of ``next``, values and
+    log-probabilities; gamma and alpha get their gradients. That is exact for one inner step; for
+    several put the targets there with ``add_soft_target``.
+
+    Args:
+        td: as of ``sac_critic_loss``.
+        gamma: discount, in [0, 1], only for a td without ``value_target``; float or tensor, 0-d or
+            ``[*B]``. An entry of the td wins.
+        alpha: temperature, at least 0; likewise.
+        distance: elementwise function of the values ``[*B, N]`` and their targets.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        As ``sac_critic_loss``.
+
+    Raises:
+        ValueError: a key is missing, a shape is wrong, or ``gamma`` or ``alpha`` stands beside a
+            ``value_target``.
+        TypeError: an entry or a hyper-parameter has the wrong dtype.
+
+    Source: Bhatt et al. (2024), "CrossQ: batch normalization in deep reinforcement learning for
+    greater sample efficiency and simplicity", section 3.
+    """
+    return _critic_loss(Batch("crossq_critic_loss", td), gamma, alpha, distance, reduction)
 
 
 def redq_critic_loss(
@@ -222,19 +252,12 @@ def redq_critic_loss(
     Source: Chen et al. (2021), algorithm 1.
     """
     batch = Batch("redq_critic_loss", td)
-    value = batch.members("state_action_value")
-    options = {"subset": subset}
-    if finished_target(batch, "add_soft_target", options, gamma=gamma, alpha=alpha):
-        target = batch.step("value_target")
-    else:
-        if subset is None:
-            raise ValueError(
-                "redq_critic_loss: subset is None, expected the indices of the target critics that "
-                "the minimum is taken over, e.g. subset=torch.randperm(10)[:2]"
-            )
-        after, log_prob = (x.detach() for x in _following(batch))
-        target = _soft_target(batch, _chosen(batch, after, subset), log_prob, gamma, alpha)
-    return batch.reduced(reduction, *ensemble_terms(batch, distance, value, target))
+    if subset is None and not batch.has("value_target"):
+        raise ValueError(
+            "redq_critic_loss: subset is None, expected the indices of the target critics that the "
+            "minimum is taken over, e.g. subset=torch.randperm(10)[:2]"
+        )
+    return _critic_loss(batch, gamma, alpha, distance, reduction, subset)
 
 
 def add_soft_target(
@@ -271,10 +294,8 @@ def add_soft_target(
     Source: Haarnoja et al. (2018), equation 6; Chen et al. (2021), algorithm 1.
     """
     batch = Batch("add_soft_target", td)
-    after, log_prob = _following(batch)
-    after = after if subset is None else _chosen(batch, after, subset)
-    target = _soft_target(batch, after, log_prob, gamma, alpha)
-    return batch.extended({"value_target": batch.filled(target, 0.0)})
+    target = _soft_target(batch, *_following(batch, subset), gamma, alpha)
+    return batch.added(value_target=target)
 
 
 def sac_value_loss(
@@ -300,7 +321,7 @@ def sac_value_loss(
         reduction: "mean", "sum" or "none".
 
     Returns:
-        ``loss_value``.
+        ``loss_value``, and detached ``td_error``, ``pred_value`` V(s_t) and ``target_value``.
 
     Raises:
         ValueError: a key is missing, a shape is wrong, or alpha is given nowhere or out of its
@@ -315,7 +336,8 @@ def sac_value_loss(
     best = batch.members("state_action_value_actor").amin(-1)
     log_prob = batch.step("action_log_prob_actor", hint=LOG_PROB)
     target = best - batch.hyper("alpha", alpha, 0.0) * log_prob
-    return batch.reduced(reduction, {"loss_value": distances(batch, distance, value, target)})
+    error = distances(batch, distance, value, target)
+    return batch.reduced(reduction, {"loss_value": error}, critic_metrics(value, target))
 
 
 # ---- shared with the other versions
@@ -330,16 +352,30 @@ def soft_policy_terms(
     return {"loss_actor": loss}, {"entropy": -log_prob}
 
 
-def next_log_prob(batch: Batch) -> Tensor:
-    """Log-probability ``[*B]`` of the sample in the state that follows; 0 where none does."""
-    return following(batch).step(("next", "action_log_prob_actor"), hint=LOG_PROB)
-
-
 # ---- private
 
 
-def _following(batch: Batch) -> tuple[Tensor, Tensor]:
-    return next_members(batch), next_log_prob(batch)
+def _critic_loss(
+    batch: Batch,
+    gamma: float | Tensor | None,
+    alpha: float | Tensor | None,
+    distance: Distance,
+    reduction: str,
+    subset: Tensor | Sequence[int] | None = None,
+) -> TensorDictBase:
+    value, options = batch.members("state_action_value"), {"subset": subset}
+    if finished_target(batch, "add_soft_target", options, gamma=gamma, alpha=alpha):
+        target = batch.step("value_target")
+    else:
+        after, log_prob = (x.detach() for x in _following(batch, subset))
+        target = _soft_target(batch, after, log_prob, gamma, alpha)
+    return ensemble_loss(batch, distance, value, target, reduction)
+
+
+def _following(batch: Batch, subset: Any) -> tuple[Tensor, Tensor]:
+    """Values ``[*B, N]`` and log-probability ``[*B]`` of the sample that follows."""
+    value = next_members(batch)
+    return value if subset is None else _chosen(batch, value, subset), next_log_prob(batch)
 
 
 def _soft_target(

@@ -12,9 +12,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from ._batch import Batch
-from ._check import batch_first, check_broadcast, check_float, check_real
-from ._critics import bounded, check_order
-from .soft_actor_critic import LOG_PROB
+from ._check import check_float, check_hyper, check_order
+from ._critics import LOG_PROB
+from ._numbers import bounded
 
 
 def sac_temperature_loss(
@@ -89,8 +89,7 @@ def bounded_log_alpha(
     name = "bounded_log_alpha"
     shape = check_float(name, "log_alpha", log_alpha).shape
     for key, value in (("low", low), ("high", high)):
-        check_real(name, key, value, 0.0)
-        check_broadcast(name, key, value, shape, "log_alpha", batch_first(shape))
+        check_hyper(name, key, value, shape, "log_alpha", 0.0)
     check_order(name, low, high)
     return bounded(log_alpha, _log(low), _log(high))
 

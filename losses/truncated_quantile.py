@@ -14,15 +14,20 @@ K; the other symbols are those of ``soft_actor_critic``. The reducers read a td 
 The temperature's loss is ``sac_temperature_loss``.
 """
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from ._batch import Batch
-from ._check import kind
-from ._critics import NEXT_VALUE, finished_target, following, member_vectors, one_step_target
-from .quantile import quantile_huber
-from .soft_actor_critic import next_log_prob, soft_policy_terms
+from ._check import check_int
+from ._critics import (
+    NEXT_VALUE,
+    finished_target,
+    following,
+    next_log_prob,
+    one_step_target,
+)
+from .quantile import levels, quantile_huber
+from .soft_actor_critic import soft_policy_terms
 
 _DROP = 2  # greatest quantiles a critic that the target goes without
 
@@ -58,7 +63,7 @@ def tqc_actor_loss(
     continuous distributional quantile critics", section 3.
     """
     batch = Batch("tqc_actor_loss", td)
-    value = member_vectors(batch, "state_action_quantiles_actor").mean((-2, -1))
+    value = batch.members("state_action_quantiles_actor", "K").mean((-2, -1))
     return batch.reduced(reduction, *soft_policy_terms(batch, value, alpha))
 
 
@@ -111,7 +116,7 @@ def tqc_critic_loss(
     Source: Kuznetsov et al. (2020), section 3.
     """
     batch = Batch("tqc_critic_loss", td)
-    value = member_vectors(batch, "state_action_quantiles")
+    value = batch.members("state_action_quantiles", "K")
     options = {"drop": drop}
     if finished_target(batch, "add_truncated_quantile_target", options, gamma=gamma, alpha=alpha):
         target = batch.vector("value_target")
@@ -121,10 +126,8 @@ def tqc_critic_loss(
     kappa = batch.hyper("kappa", kappa, 0.0)
     if isinstance(kappa, Tensor) and kappa.dim():
         kappa = kappa.unsqueeze(-1)
-    size = value.shape[-1]
-    level = (torch.arange(size, dtype=value.dtype, device=value.device) + 0.5) / size
     atoms = target.unsqueeze(-2).expand(*value.shape[:-1], target.shape[-1])
-    loss = quantile_huber(value, level, atoms, kappa).sum(-1) / size
+    loss = quantile_huber(value, levels(value), atoms, kappa).sum(-1) / value.shape[-1]
     error = (atoms.unsqueeze(-2) - value.unsqueeze(-1)).detach().abs()
     metrics = {
         "td_error": error.mean((-2, -1)).amax(-1),
@@ -168,7 +171,7 @@ def add_truncated_quantile_target(
     """
     batch = Batch("add_truncated_quantile_target", td)
     target = _target(batch, *_following(batch), gamma, alpha, drop)
-    return batch.extended({"value_target": batch.filled(target, 0.0)})
+    return batch.added(value_target=target)
 
 
 # ---- private
@@ -177,7 +180,7 @@ def add_truncated_quantile_target(
 def _following(batch: Batch) -> tuple[Tensor, Tensor]:
     """Quantiles ``[*B, N, K]`` and log-probability ``[*B]`` of the sample that follows."""
     key = ("next", "state_action_quantiles")
-    return member_vectors(following(batch), key, hint=NEXT_VALUE), next_log_prob(batch)
+    return following(batch).members(key, "K", hint=NEXT_VALUE), next_log_prob(batch)
 
 
 def _target(
@@ -189,9 +192,7 @@ def _target(
     drop: int,
 ) -> Tensor:
     members, size = quantiles.shape[-2:]
-    if isinstance(drop, bool) or not isinstance(drop, int):
-        raise TypeError(f"{batch.function}: drop is {kind(drop)}, expected an int")
-    if not 0 <= drop < size:
+    if check_int(batch.function, "drop", drop, 0) >= size:
         raise ValueError(
             f"{batch.function}: drop is {drop}, expected 0 to {size - 1} "
             f"(next.state_action_quantiles has {size} quantiles)"

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ._batch import Batch
 from ._check import check_alike, check_hyper
-from ._critics import Distance, bounded, distances, finished_target
+from ._critics import Distance, critic_metrics, distances, finished_target
+from ._numbers import bounded
 from .distances import asymmetric, squared_error
 from .estimators import stopped_advantage
 from .returns import td_targets
@@ -220,12 +221,9 @@ def clipped_value_loss(
     """
     batch = Batch("clipped_value_loss", td)
     value, target = batch.step("state_value"), _target(batch, gamma, lmbda)
-    old = batch.step(("behavior", "state_value"))
-    clip = batch.hyper("value_clip", value_clip, 0.0)
-    error = larger_error(value, old, clip, lambda v: distances(batch, distance, v, target))
+    error, clipping = critic_error(batch, value, target, value_clip, distance)
     losses = {"loss_critic": batch.hyper("critic_coeff", critic_coeff) * error}
-    metrics = {"value_clip_fraction": moved_beyond(value, old, clip)}
-    return batch.reduced(reduction, losses, {**metrics, **critic_metrics(value, target)})
+    return batch.reduced(reduction, losses, {**clipping, **critic_metrics(value, target)})
 
 
 def expectile_loss(
@@ -266,6 +264,22 @@ def expectile_loss(
 # ---- parts, for reducers of other files
 
 
+def critic_error(
+    batch: Batch,
+    value: Tensor,
+    target: Tensor,
+    value_clip: float | Tensor | None,
+    distance: Distance,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A value's error per step, and the fraction of clipped values if there is a clip."""
+    if value_clip is None and not batch.has("value_clip"):
+        return distances(batch, distance, value, target), {}
+    old = batch.step(("behavior", "state_value"), hint="value_clip is the way from there.")
+    clip = batch.hyper("value_clip", value_clip, 0.0)
+    error = larger_error(value, old, clip, lambda v: distances(batch, distance, v, target))
+    return error, {"value_clip_fraction": moved_beyond(value, old, clip)}
+
+
 def larger_error(
     value: Tensor,
     old_value: Tensor,
@@ -280,11 +294,6 @@ def larger_error(
 def moved_beyond(value: Tensor, old_value: Tensor, value_clip: float | Tensor) -> Tensor:
     """1 where a value moved by more than ``value_clip``, else 0."""
     return ((value - old_value).abs() > value_clip).to(value.dtype)
-
-
-def critic_metrics(value: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """What every regression of a value reports; ``td_error`` is the priority in replay."""
-    return {"td_error": (target - value).abs(), "pred_value": value, "target_value": target}
 
 
 def _target(batch: Batch, gamma: float | Tensor | None, lmbda: float | Tensor | None) -> Tensor:

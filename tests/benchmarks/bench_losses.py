@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDict
+from tensordict.nn import (
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+)
 from torch import Tensor
+from torch.distributions import Categorical
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value import GAE
 from torchrl.objectives.value import functional as torchrl
 
 import losses
@@ -231,7 +240,62 @@ def retrace_by_loop(s: Steps, q: Tensor, probs: Tensor, action: Tensor) -> Tenso
     return torch.stack(out[::-1], 1)
 
 
-BENCHES = [bench_lambda_returns, bench_vtrace, bench_retrace]
+def bench_ppo() -> Iterator[Comparison]:
+    """GAE and the clipped loss of 6 actions, against TorchRL's with networks that pass tensors on.
+
+    TorchRL's GAE takes the values from the td, or from a value network; the first does less.
+    """
+    for shape, target in zip(SHAPES, (0.6, 0.5), strict=True):
+        s = Steps(*shape)
+        logits = s.normal(6).requires_grad_()
+        action = s.normal(6).argmax(-1)
+        log_mu = (logits.detach() + 0.1 * s.normal(6)).log_softmax(-1)
+        log_mu = log_mu.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        wanted = [logits, s.value.requires_grad_()]
+        flags = {"done": s.done, "terminated": s.terminated}
+        after = {"reward": s.reward, "state_value": s.next_value, **flags}
+        drawn = {"action": action, "action_log_prob": log_mu}
+        given = {"logits": logits, "state_value": s.value, **drawn}
+        td = TensorDict({**given, "next": TensorDict(after, shape)}, shape)
+
+        def ours(td: TensorDict = td, wanted: list[Tensor] = wanted) -> Sequence[Tensor]:
+            with torch.no_grad():
+                batch = losses.add_advantage(td, GAMMA, LMBDA)
+            return torch.autograd.grad(losses.total(losses.ppo_clip_loss(batch)), wanted)
+
+        after = {k: x.unsqueeze(-1) for k, x in after.items()}
+        after["value"] = after["state_value"]
+        value = s.value.unsqueeze(-1)
+        given = {"raw": logits, "value": value, "state_value": value, **drawn}
+        peer_td = TensorDict({**given, "next": TensorDict(after, shape)}, shape)
+        peers = {
+            f"torchrl GAE{name}, ClipPPOLoss": torchrl_ppo(peer_td, wanted, network)
+            for name, network in {"": False, " with its network": True}.items()
+        }
+        yield Comparison(titled("ppo_clip", shape), ours, peers, target)
+
+
+def torchrl_ppo(td: TensorDict, wanted: list[Tensor], network: bool) -> Run:
+    """TorchRL's GAE and loss over networks that pass on what they are given."""
+    actor = ProbabilisticTensorDictSequential(
+        TensorDictModule(lambda x: x, ["raw"], ["logits"]),
+        ProbabilisticTensorDictModule(
+            ["logits"], ["action"], distribution_class=Categorical, return_log_prob=True
+        ),
+    )
+    critic = TensorDictModule(lambda x: x, ["value"], ["state_value"])
+    gae = GAE(gamma=GAMMA, lmbda=LMBDA, value_network=critic if network else None, vectorized=True)
+    loss = ClipPPOLoss(actor, critic, critic_coeff=0.5, loss_critic_type="l2")
+
+    def run() -> Sequence[Tensor]:
+        out = loss(gae(td))
+        objective = out["loss_objective"] + out["loss_critic"] + out["loss_entropy"]
+        return torch.autograd.grad(objective, wanted)
+
+    return run
+
+
+BENCHES = [bench_lambda_returns, bench_vtrace, bench_retrace, bench_ppo]
 
 
 def titled(name: str, shape: tuple[int, int]) -> str:

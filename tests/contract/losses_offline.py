@@ -96,6 +96,13 @@ ROWS = [
         {"temperature": 3.0, "max_weight": 5.0},
     ),
     Reducer(
+        "iql_value_loss",
+        implicit,
+        ("state_value",),
+        {"expectile": 0.8},
+        targets=lambda td, hyper: losses.add_iql_advantage(td),
+    ),
+    Reducer(
         "iql_critic_loss",
         implicit,
         ("state_action_value", "state_value"),

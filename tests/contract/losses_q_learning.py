@@ -11,6 +11,7 @@ def q_values(*size):
         **ends(*size),
         "action_value": draw("next q", *size, 3),
         "action_value_selector": draw("selector", *size, 3),
+        "action_mask": ~flags("forbidden", *size, 3),
     }
     entries = {
         "action_value": draw("q", *size, 3),

@@ -78,6 +78,13 @@ ROWS = [
         target_hyper=SOFT,
         targets=redq_target,
     ),
+    Reducer(
+        "crossq_critic_loss",
+        soft,
+        ("state_action_value",),
+        target_hyper=SOFT,
+        targets=soft_target,
+    ),
     Reducer("sac_value_loss", soft, ("state_value",), {"alpha": 0.3}),
     Reducer(
         "sac_temperature_loss",

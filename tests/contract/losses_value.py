@@ -24,6 +24,8 @@ def pair(*size):
 ROWS = [
     Function("squared_error", lambda: pair(3)),
     Function("absolute_error", lambda: pair(3)),
+    Function("half_squared_error", lambda: pair(3)),
+    Function("huber", lambda: {"x": 2 * draw("x", 6)}, {"delta": 0.6}),
     Function("huber_error", lambda: pair(6), {"delta": 0.6}),
     Function("expectile_error", lambda: pair(5, 2), {"expectile": 0.8}),
     Function("clip_gradient", lambda: {"x": draw("x", 4)}, {"low": -20.0, "high": 20.0}),

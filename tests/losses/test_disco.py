@@ -360,7 +360,7 @@ def test_an_action_may_be_one_hot(td):
             lambda td: td.set("action_value_logits", torch.zeros(2, 5, 2, 5)),
             {},
             ValueError,
-            r"action_value_logits has shape \(2, 5, 2, 5\), expected \[2, 5, 3, m\] \(from logits",
+            r"action_value_logits has shape \(2, 5, 2, 5\), expected \[2, 5, 3, K\] \(from logits",
         ),
         (
             lambda td: td.set("action", td["action"] + 3),

@@ -229,7 +229,7 @@ def test_mapped_and_compiled(learned, reducer):
             lambda td: td.set("prediction", torch.zeros(3, 6)),
             {},
             ValueError,
-            r"prediction has shape \(3, 6\), expected \[3, 6, m\] \(the td's batch size\)",
+            r"prediction has shape \(3, 6\), expected \[3, 6, m\] \(the td's batch size first\)",
         ),
         (
             lambda td: td.set("prediction", torch.zeros(3, 6, 4).long()),

@@ -409,7 +409,7 @@ def test_a_step_whose_episode_is_over():
             lambda td: td.set("action_value", torch.zeros(4)),
             {"gamma": 0.9},
             ValueError,
-            r"action_value has shape \(4,\), expected \[4, m\]",
+            r"action_value has shape \(4,\), expected \[4, A\]",
         ),
         (
             lambda td: td.set("action_value", torch.zeros(4, 0)),

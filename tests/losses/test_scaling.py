@@ -232,7 +232,7 @@ def test_muzero_and_the_unbiased_pair():
         (
             lambda: signed_parabolic(X, X[:2]),
             ValueError,
-            r"eps has shape \(2,\), expected one that broadcasts to \[9\] \(from x\)",
+            r"eps has shape \(2,\), expected one that broadcasts to \(9,\) \(from x\)",
         ),
         (lambda: two_hot(X, SUPPORT.flip(0)), ValueError, "two_hot: support does not increase"),
         (

@@ -227,7 +227,7 @@ def test_discrete_policies_by_any_parametrization():
     assert_close(discrete_sac_actor_loss(probs, alpha=ALPHA)["loss_actor"], wanted)
     found = discrete_sac_actor_loss(td, torch.distributions.OneHotCategorical, alpha=ALPHA)
     assert_close(found["loss_actor"], wanted)
-    with pytest.raises(TypeError, match="discrete_sac_actor_loss: dist_class gives a Normal, whi"):
+    with pytest.raises(ValueError, match="discrete_sac_actor_loss: dist_class gives a Normal, exp"):
         normal = td.exclude("logits").update(
             {"loc": torch.zeros(2, 4, 1, dtype=D), "scale": torch.ones(2, 4, 1, dtype=D)}
         )
@@ -515,7 +515,7 @@ SOFT = {"gamma": GAMMA, "alpha": ALPHA}
             lambda td: td.set("state_action_quantiles", torch.zeros(2, 4)),
             SOFT,
             ValueError,
-            r"state_action_quantiles has shape \(2, 4\), expected \[2, 4, m\] or \[2, 4, N, m\]",
+            r"state_action_quantiles has shape \(2, 4\), expected \[2, 4, K\] or \[2, 4, N, K\]",
         ),
         bad(
             discrete_sac_critic_loss,

@@ -416,7 +416,7 @@ def test_retrace_of_probabilities_of_zero_and_one(replayed):
         (
             lambda td: add_retrace(td.set(("next", "logits"), torch.zeros(4, 6, 2)), gamma=0.9),
             ValueError,
-            r"probabilities have shape \(4, 6, 2\), expected \(4, 6, 3\) \(from next.action",
+            r"next.logits has shape \(4, 6, 2\), expected \[4, 6, 3\] \(from next.action",
         ),
         (
             lambda td: add_retrace(
@@ -427,7 +427,7 @@ def test_retrace_of_probabilities_of_zero_and_one(replayed):
                 gamma=0.9,
             ),
             ValueError,
-            "add_retrace: Independent has neither logits nor probs",
+            "add_retrace: dist_class gives an Independent, expected a categorical",
         ),
         (
             lambda td: add_retrace(td[0, 0], gamma=0.9),

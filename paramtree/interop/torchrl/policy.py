@@ -12,6 +12,7 @@ import torchrl.objectives as peers
 from tensordict import TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.nn import dispatch, set_composite_lp_aggregate
 from torch import Tensor, nn
+from torchrl.modules import TanhNormal
 from torchrl.objectives.utils import ValueEstimators
 
 import losses
@@ -95,6 +96,15 @@ class _PolicyLoss(FunctionalLoss):
         """Whether there is a critic with a loss."""
         return self._modules.get("critic_network") is not None and hasattr(self, "critic_coeff")
 
+    @property
+    def has_bonus(self) -> bool:
+        """Whether the policy's entropy counts."""
+        return hasattr(self, "entropy_coeff")
+
+    def without_bonus(self, out: TensorDictBase) -> TensorDictBase:
+        """The result, without its entropy where that does not count."""
+        return out if self.has_bonus else out.exclude("loss_entropy", "entropy")
+
     def estimators(self) -> Mapping[ValueEstimators, Estimator]:
         """Of advantages and of what values should be."""
         return {
@@ -126,6 +136,8 @@ class _PolicyLoss(FunctionalLoss):
     def _dist_class(self, **params: Any) -> Any:
         """The actor's own distribution."""
         dist = self.actor_network.build_dist_from_params(TensorDict(params, []))
+        if type(dist) is TanhNormal:  # ours has an entropy and a divergence in closed form
+            return losses.tanh_normal(dist.loc, dist.scale, dist.low, dist.high)
         try:
             dist.entropy()
         except NotImplementedError:
@@ -190,7 +202,7 @@ class _PolicyLoss(FunctionalLoss):
         value_clip = self.clip_value if hasattr(self, "clip_value") else None
         return {
             "critic_coeff": coeff,
-            "entropy_coeff": getattr(self, "entropy_coeff", None),
+            "entropy_coeff": self.entropy_coeff if self.has_bonus else 0.0,
             "value_clip": value_clip,
             "distance": self.distance,
             "reduction": self.reduction,
@@ -279,7 +291,7 @@ class PPOLoss(_PolicyLoss):
         out = self.loss(td, dist_class, **options)
         if not self.log_explained_variance:
             out = out.exclude("explained_variance")
-        return self.result(out)
+        return self.result(self.without_bonus(out))
 
 
 class ClipPPOLoss(PPOLoss):
@@ -434,14 +446,12 @@ class A2CLoss(_PolicyLoss):
         """The losses of a td that holds a trajectory."""
         td, dist_class = self.prepared(tensordict)
         options = self.critic_options()
-        entropy = options["entropy_coeff"] is not None
-        options["entropy_coeff"] = options["entropy_coeff"] if entropy else 0.0
         if self.has_critic:
             out = losses.a2c_loss(td, dist_class, **options)
         else:
             kept = {name: options[name] for name in ("entropy_coeff", "reduction")}
             out = losses.policy_gradient_loss(td, dist_class, **kept)
-        return self.result(out if entropy else out.exclude("loss_entropy", "entropy"))
+        return self.result(self.without_bonus(out))
 
 
 class ReinforceLoss(_PolicyLoss):

@@ -107,14 +107,11 @@ def quiet(make, *args, **options):
 
 
 def test_meta_gradient_rl_as_the_request_writes_it():
-    actor, critic_net = discrete_actor(), critic()
-    tensordict = trajectory(actor)
+    tensordict = trajectory(discrete_actor())
 
-    def run(value, check=False):
+    def run(value):
         torch.manual_seed(1)
-        for network in (actor, critic_net):
-            for p in network.parameters():
-                nn.init.normal_(p, std=0.3)
+        actor, critic_net = discrete_actor(), critic()
         ### Setup ###
         meta_param = nn.Parameter(torch.tensor(value))
         loss_module = ours.PPOLoss(
@@ -302,7 +299,7 @@ def test_the_kl_coefficient_adapts():
     assert mine.beta == 1
 
 
-@pytest.mark.parametrize("kind", ["PPOLoss", "A2CLoss", "KLPENPPOLoss"])
+@pytest.mark.parametrize("kind", ["PPOLoss", "ClipPPOLoss", "A2CLoss"])
 def test_a_tanh_normal_actor(kind):
     actor, value = gaussian_actor(), critic()
     td = trajectory(actor)
@@ -310,6 +307,23 @@ def test_a_tanh_normal_actor(kind):
     options = {"entropy_bonus": False}
     theirs, mine = (quiet(getattr(m, kind), actor, value, **options) for m in (peers, ours))
     losses_agree(theirs, mine, td)
+
+
+def test_a_tanh_normal_actors_divergence_is_that_of_its_normals():
+    actor = gaussian_actor()
+    td = trajectory(actor)
+    td["advantage"], td["value_target"] = torch.zeros(4, 6, 1), torch.zeros(4, 6, 1)
+    module = ours.KLPENPPOLoss(actor, critic(), beta=0.7)
+    with torch.no_grad():
+        for p in actor.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    new = actor.get_dist_params(td.clone())
+    old, new = (torch.distributions.Normal(x["loc"], x["scale"]) for x in (td, new))
+    divergence = torch.distributions.kl_divergence(old, new).sum(-1).mean()
+    out = module(td)
+    assert_close(out["kl"], divergence)
+    assert_close(out["loss_objective"], 0.7 * divergence)
+    assert out["entropy"].isfinite()
 
 
 @pytest.mark.parametrize("double", [False, True], ids=["single", "double"])
