@@ -26,7 +26,8 @@ a trailing axis of one; each key is brought to the batch size by itself.
     actor_output             any          float  a tensor goes to dist_class as it is, a td as its
                                                  keywords; or
     params                   td           float  parameters of several heads, by name
-    action_mask              [*B, T, A]   bool   actions that are allowed, for masked_categorical
+    action_mask              [*B, T, A]   bool   actions that are allowed, for masked_categorical;
+                                                 under next, those that Q-learning chooses among
     action_log_prob          [*B, T]      float  log mu(a_t|s_t) of the policy that drew the action
     behavior                 td           float  that policy's own logits (loc, ...), and its
                                                  state_value, under these names
@@ -37,6 +38,7 @@ a trailing axis of one; each key is brought to the batch size by itself.
                              [*B, T, K]          with atoms or quantiles, of each
     value_target_probs       [*B, T, M]   float  weights of quantiles in value_target
     next.state_value         [*B, T]      float  V(s_{t+1}) of the state that really followed
+    next.logits, ...         [*B, T, A]   float  the policy in that state, by any of its parameters
     next.reward              [*B, T]      float  r_t
     next.done                [*B, T]      bool   the episode ended with this step: cuts the trace
     next.terminated          [*B, T]      bool   nothing follows this step: cuts the bootstrap
@@ -50,6 +52,9 @@ a trailing axis of one; each key is brought to the batch size by itself.
     action_value             [*B, T, A]   float  Q(s_t, .); [*B, T, N, A] of an ensemble
     next.action_value        [*B, T, A]   float  Q'(s_{t+1}, .), of a target network
     next.action_value_selector            float  Q(s_{t+1}, .), of the network that chooses
+    action_value_target      [*B, T, A]   float  Q(s_t, .) that a policy learns from, and how much
+    action_advantage         [*B, T, A]   float  better each action is than their mean;
+                                                 add_action_advantage writes both
     state_action_value       [*B, T, N]   float  Q_i(s_t, a_t) of N critics; [*B, T] of one; under
                                                  next, Q'_i(s_{t+1}, a') of the target policy's a'
     state_action_value_actor [*B, T, N]   float  Q_i(s_t, pi(s_t)), the critics' parameters held
@@ -64,14 +69,14 @@ a trailing axis of one; each key is brought to the batch size by itself.
     state_action_quantiles   [*B, T, N, K]       of N critics, under next too; ..._actor at pi(s_t)
 
     of sampled actions
-    action_value_samples     [*B, T, S]   float  Q(s_t, a_j) of S samples; of N critics [*B, T, N,
-                                                 S]
+    action_value_samples     [*B, T, S]   float  Q(s_t, a_j) of S samples; [*B, T, N, S] of critics
     action_log_prob_samples  [*B, T, S]   float  log pi(a_j|s_t)
     action_log_density_samples            float  log-density that a_j was drawn with
     action_samples           [*B, T, S]   int    the samples themselves
     policy_weight            [*B, T, S]   float  how much each counts; add_mpo_weight and
                                                  add_vmpo_weight ([*B, T]) write it
     importance_weight        [*B, T]      float  of V-MPO's steps
+    what constraints name    [*B, T]      float  a KL that MPO bounds; [*B, T, D] of components
 
     of learned rules
     prediction               [*B, T, m]   float  logits of the agent's prediction y(s_t)
@@ -79,8 +84,9 @@ a trailing axis of one; each key is brought to the batch size by itself.
     y_hat                    [*B, T, m]   float  a learned rule's target for y(s_t), probabilities
     action_prediction        [*B, T, A, m]       logits of z(s_t, a)
     auxiliary_logits         [*B, T, A, A]       the policy foreseen after each action
-    policy_target_logits     [*B, T, A]   float  DiscoRL's targets, as logits; prediction_target_
-                                                 logits and action_prediction_target_logits likewise
+    policy_target_logits     [*B, T, A]   float  DiscoRL's target for the policy; likewise
+    prediction_target_logits [*B, T, m]   float  for y(s_t), and
+    action_prediction_target_logits       float  for z(s_t, a_t), [*B, T, m]
     target                   td           float  the target network's logits
 
     written by a loss

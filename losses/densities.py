@@ -274,6 +274,8 @@ def categorical_cross_entropy(probs: Tensor, logits: Tensor) -> Tensor:
 
     It is +inf where an action has p_k > 0 and q_k = 0; the gradient leaves such an action out.
 
+    rlax divides p by its sum first, so that its gradient in p is another.
+
     Args:
         probs: p, ``[..., A]`` float, taken as they are: they need not add up to 1.
         logits: log q up to a constant, ``[..., A]`` float, of the same shape.
@@ -284,6 +286,8 @@ def categorical_cross_entropy(probs: Tensor, logits: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
         TypeError: an argument is not floating-point.
+
+    Source: Goodfellow et al. (2016), "Deep learning", section 3.13.
     """
     check_alike("categorical_cross_entropy", {"probs": probs, "logits": logits})
     return times(probs, -log_softmax(logits)).sum(-1)
@@ -309,6 +313,8 @@ def importance_ratio(log_prob: Tensor, behavior_log_prob: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
         TypeError: an argument is not floating-point.
+
+    Source: Sutton & Barto (2018), section 5.5.
     """
     pair = {"log_prob": log_prob, "behavior_log_prob": behavior_log_prob}
     check_alike("importance_ratio", pair)

@@ -71,6 +71,7 @@ def disco_agent_loss(
     of. ``loss_critic`` is the part through which the authors pass no meta-gradient; the other four
     are their ``agent_loss``. The authors mask the auxiliary loss wherever an episode ends; their
     environments have no truncations, and here a truncated step counts, as a next state it has.
+    The authors' means over a mask have 1e-8 in the denominator, these do not.
 
     Args:
         td: ``[*B, T]`` with ``action``, ``("next", "terminated")``, ``("next", "logits")`` and what

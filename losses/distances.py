@@ -31,6 +31,8 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
         TypeError: an argument is not floating-point.
+
+    Source: Hastie et al. (2009), "The elements of statistical learning", section 10.6.
     """
     check_alike("squared_error", {"prediction": prediction, "target": target})
     return (prediction - target).square()
@@ -49,6 +51,8 @@ def half_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
         TypeError: an argument is not floating-point.
+
+    Source: Haarnoja et al. (2018), "Soft actor-critic algorithms and applications", equation 5.
     """
     check_alike("half_squared_error", {"prediction": prediction, "target": target})
     return 0.5 * (prediction - target).square()
@@ -67,6 +71,8 @@ def absolute_error(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
         TypeError: an argument is not floating-point.
+
+    Source: Hastie et al. (2009), "The elements of statistical learning", section 10.6.
     """
     check_alike("absolute_error", {"prediction": prediction, "target": target})
     return (prediction - target).abs()

@@ -2,12 +2,13 @@
 
 A distribution has atoms z_1 < ... < z_K (``support``) and probabilities p, given as logits. Its
 target, the atoms moved to r + gamma z, is projected back on the support, and learned by
-cross-entropy. Keys of a td ``[*B, T]``:
+cross-entropy. Keys of a td ``[*B]`` or ``[*B, T]``:
 
-    state_value_logits          [*B, T, K]     of V(s_t); under next by the target network
-    action_value_logits         [*B, T, A, K]  of Q(s_t, .); likewise
-    next.action_value_selector  [*B, T, A]     what chooses the next action, in double Q-learning
-    value_target                [*B, T, K]     probabilities on the support to learn from
+    state_value_logits          [*B, K]     of V(s_t); under next by the target network
+    action_value_logits         [*B, A, K]  of Q(s_t, .); likewise
+    next.action_value_selector  [*B, A]     what chooses the next action, in double Q-learning
+    next.action_mask            [*B, A]     bool, what it is chosen among
+    value_target                [*B, K]     probabilities on the support to learn from
 
 Where the td holds the target nothing is detached; else a reducer makes it from ``gamma``, with a
 full stop on what stands under ``next``. The next action is the one that the selector values most,
@@ -32,13 +33,17 @@ def categorical_projection(support_from: Tensor, probs: Tensor, support_to: Tens
     its nearness; mass outside of the new support goes to its nearer end. So the distance of the
     distribution functions in L2 is smallest.
 
+        q_j = sum_i p_i h_j(clip(x_i, z_1, z_M)),
+
+    where h_j is 1 at z_j, 0 at its neighbors and beyond, and linear between.
+
     Args:
-        support_from: atoms, ``[..., K]`` float, in any order.
-        probs: their probabilities, ``[..., K]`` float.
-        support_to: the new atoms, ``[..., M]`` float, in increasing order.
+        support_from: atoms x, ``[..., K]`` float, in any order.
+        probs: their probabilities p, ``[..., K]`` float.
+        support_to: the new atoms z, ``[..., M]`` float, in increasing order.
 
     Returns:
-        Probabilities ``[..., M]`` of the new atoms, of the same sum, differentiable in all
+        Probabilities q ``[..., M]`` of the new atoms, of the same sum, differentiable in all
         arguments. An atom that stands on one of the new support has, as its derivative in its
         position, the one to the right.
 
@@ -82,18 +87,21 @@ def add_categorical_target(
 
         m = projection of (r_t + gamma^n (1 - terminated_t) z, p'(s_{t+1})) on z
 
-    with p' of the state's value, or of the chosen action's. Detaches nothing.
+    with p' of the state's value, or of the chosen action's; of the actions, those that ``("next",
+    "action_mask")`` allows are chosen among. Detaches nothing. Its gradient is finite, also where
+    an atom gets no mass, where rlax's is NaN.
 
     Args:
-        td: ``[*B, T]`` with ``("next", "state_value_logits")`` ``[*B, T, K]`` or ``("next",
-            "action_value_logits")`` ``[*B, T, A, K]``, ``("next", "reward")`` and ``("next",
-            "terminated")``; optionally ``("next", "action_value_selector")``, ``mask`` and
-            ``steps_to_next_obs``, integers ``[*B, T]``, over how many steps the reward was summed.
+        td: ``[*B]`` with ``("next", "state_value_logits")`` ``[*B, K]`` or ``("next",
+            "action_value_logits")`` ``[*B, A, K]``, ``("next", "reward")`` and ``("next",
+            "terminated")``; optionally, all ``[*B, A]``, ``("next", "action_value_selector")``
+            float and ``("next", "action_mask")`` bool; ``mask`` and ``steps_to_next_obs``, integers
+            ``[*B]``, over how many steps the reward was summed.
         support: z, ``[K]`` float, in increasing order.
-        gamma: discount, in [0, 1]; float or tensor, 0-d or ``[*B, T]``. An entry of the td wins.
+        gamma: discount, in [0, 1]; float or tensor, 0-d or ``[*B]``. An entry of the td wins.
 
     Returns:
-        A new td with ``value_target``, ``[*B, T, K]``.
+        A new td with ``value_target``, ``[*B, K]``.
 
     Raises:
         ValueError: a key is missing or one too many, a shape is wrong, or gamma is given nowhere.
@@ -125,13 +133,16 @@ def categorical_td_loss(
     stop** on ``("next", "state_value_logits")``: exact where a target network made them, and for
     one inner step where the learning network did.
 
+    rlax's ``categorical_td_learning`` stops reward, discount and support too, where it stops; here
+    they get their gradients.
+
     Args:
-        td: ``[*B, T]`` with ``state_value_logits`` and ``value_target``, both ``[*B, T, K]``, or
-            instead of the last what ``add_categorical_target`` reads for a state's value;
-            optionally ``mask`` and ``weight``.
+        td: ``[*B]`` with ``state_value_logits`` and ``value_target``, both ``[*B, K]``, or instead
+            of the last what ``add_categorical_target`` reads for a state's value; optionally
+            ``mask`` and ``weight``.
         support: z, ``[K]`` float, in increasing order.
-        gamma: discount, in [0, 1], only for a td without ``value_target``; float or tensor,
-            0-d or ``[*B, T]``. An entry of the td wins.
+        gamma: discount, in [0, 1], only for a td without ``value_target``; float or tensor, 0-d or
+            ``[*B]``. An entry of the td wins.
         reduction: "mean", "sum" or "none".
 
     Returns:
@@ -166,17 +177,18 @@ def categorical_q_loss(
     stop** on ``("next", "action_value_logits")``: exact where a target network made them, and for
     one inner step where the learning network did.
 
-    TorchRL's DistributionalDQNLoss has log-probabilities ``[*B, K, A]``, and always the learning
-    network's choice: for that put its means into ``("next", "action_value_selector")``.
+    rlax's ``categorical_q_learning`` stops reward, discount and support too, where it stops; here
+    they get their gradients. TorchRL's DistributionalDQNLoss has log-probabilities
+    ``[*B, K, A]``, and always the learning network's choice: for that put its means into ``("next",
+    "action_value_selector")``.
 
     Args:
-        td: ``[*B, T]`` with ``action_value_logits`` ``[*B, T, A, K]``, ``action`` and
-            ``value_target`` ``[*B, T, K]``, or instead of the last what
-            ``add_categorical_target`` reads for an action's value; optionally ``mask`` and
-            ``weight``.
+        td: ``[*B]`` with ``action_value_logits`` ``[*B, A, K]``, ``action`` and ``value_target``
+            ``[*B, K]``, or instead of the last what ``add_categorical_target`` reads for an
+            action's value; optionally ``mask`` and ``weight``.
         support: z, ``[K]`` float, in increasing order.
-        gamma: discount, in [0, 1], only for a td without ``value_target``; float or tensor,
-            0-d or ``[*B, T]``. An entry of the td wins.
+        gamma: discount, in [0, 1], only for a td without ``value_target``; float or tensor, 0-d or
+            ``[*B]``. An entry of the td wins.
         reduction: "mean", "sum" or "none".
 
     Returns:

@@ -123,13 +123,15 @@ def add_q_target(
         a' = argmax_a Q'(s_{t+1}, a), or argmax_a Q''(s_{t+1}, a) with a selector,
 
     where Q' is ``("next", "action_value")``, Q'' ``("next", "action_value_selector")`` if the td
-    has it, and n as in ``add_td_target``. Of equal values the first counts; the choice itself has
-    no gradient. Detaches nothing.
+    has it, and n as in ``add_td_target``. Of equal values the first counts, and an action that
+    ``("next", "action_mask")`` forbids does not; the choice itself has no gradient. Detaches
+    nothing.
 
     Args:
         td: ``[*B]`` with ``("next", "action_value")`` ``[*B, A]`` and ``("next", "reward")`` float,
             and ``("next", "terminated")`` bool; optionally ``("next", "action_value_selector")``
-            ``[*B, A]`` float and ``steps_to_next_obs`` int.
+            ``[*B, A]`` float, ``("next", "action_mask")`` ``[*B, A]`` bool and
+            ``steps_to_next_obs`` int.
         gamma: discount, in [0, 1]; float or tensor, 0-d or ``[*B]``. An entry of the td of this
             name wins.
         tx: the space that values live in, an increasing transformation, see ``td_targets``.
@@ -276,7 +278,7 @@ def add_retrace(
             acted; ``("next", "reward")``, ``("next", "done")`` and ``("next", "terminated")``; with
             a ``mask``, a step before one that is left out ends its trace and bootstraps.
         dist_class: callable from the parameters to a distribution over A actions that has
-            ``logits`` normalized, or ``probs``.
+            ``logits`` or ``probs``.
         gamma: discount, in [0, 1]; float or tensor, 0-d or ``[*B, T]``. An entry of the td of this
             name wins.
         lmbda: decay of the trace, in [0, 1]; likewise.
@@ -295,15 +297,14 @@ def add_retrace(
     batch = Batch("add_retrace", td)
     steps = Steps(batch)
     q = batch.vector(("next", "action_value"))
-    probs = all_log_probs(following(batch), dist_class, ("next",))
-    if probs.shape != q.shape:
-        batch.wrong_shape(
-            ("next", "logits"), probs, f"{list(q.shape)}", " (from next.action_value)"
-        )
+    log_probs = all_log_probs(following(batch), dist_class, ("next",))
+    if log_probs.shape != q.shape:
+        wanted, source = str(list(q.shape)), " (from next.action_value)"
+        batch.wrong_shape(("next", "logits"), log_probs, wanted, source)
     action = batch.index("action", q.shape[-1], "next.action_value")
     behavior = batch.step("action_log_prob", hint=_BEHAVIOR)
     flags, hyper = (steps.done, steps.terminated), _discounts(batch, gamma, lmbda)
-    inputs = (steps.reward, q, probs.exp(), action, behavior, *flags, *hyper)
+    inputs = (steps.reward, q, log_probs.exp(), action, behavior, *flags, *hyper)
     return batch.added(value_target=steps.back(retrace(*steps.first(*inputs), tx=tx)))
 
 

@@ -36,7 +36,11 @@ from .lagrange import Constraints, duals, penalties
 
 
 def add_mpo_weight(td: TensorDictBase, temperature: float | Tensor | None = None) -> TensorDictBase:
-    """Adds the weights of MPO's E-step, ``mpo_weights``. Detaches nothing.
+    """Adds the weights of MPO's E-step.
+
+        policy_weight_s = mpo_weights(Q(s_t, .), eta)_s
+
+    Detaches nothing.
 
     Args:
         td: ``[*B]`` with ``action_value_samples`` ``[*B, S]``.
@@ -60,6 +64,8 @@ def add_vmpo_weight(
     td: TensorDictBase, temperature: float | Tensor | None = None, *, top_k_fraction: float = 0.5
 ) -> TensorDictBase:
     """Adds the weights of V-MPO's E-step: ``vmpo_weights`` times the number of steps.
+
+        policy_weight_t = N vmpo_weights(A, eta)_t    of N steps
 
     Their mean over the td, or over its mask, is 1. Detaches nothing.
 

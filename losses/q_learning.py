@@ -269,18 +269,20 @@ def q_learning_loss(
     with n from ``steps_to_next_obs``, else 1. Detaches nothing where the td holds ``value_target``,
     by whatever rule it was made. Where it does not, G_t is made here from ``gamma``, with a **full
     stop** on ``("next", "action_value")``: exact where a target network made it, and for one inner
-    step where the learning network did. A selector in the td is not read: it is for
-    ``double_q_learning_loss`` and ``add_q_target``.
+    step where the learning network did. Actions that ``("next", "action_mask")`` forbids are not
+    chosen. A selector in the td is not read: it is for ``double_q_learning_loss`` and
+    ``add_q_target``.
 
     Unlike TorchRL's DQNLoss, ``td_error`` is the absolute error, not its square.
 
     Args:
-        td: ``[*B, T]`` with ``action_value`` ``[*B, T, A]``, ``action`` and ``value_target``, or
-            instead of the last ``("next", "action_value")`` ``[*B, T, A]``, ``("next", "reward")``,
-            ``("next", "terminated")`` and optionally ``steps_to_next_obs``, integers ``[*B, T]``,
-            over how many steps the reward was summed; optionally ``mask`` and ``weight``.
+        td: ``[*B]`` with ``action_value`` ``[*B, A]``, ``action`` and ``value_target``, or instead
+            of the last ``("next", "action_value")`` ``[*B, A]``, ``("next", "reward")``, ``("next",
+            "terminated")`` and optionally ``("next", "action_mask")`` ``[*B, A]`` bool and
+            ``steps_to_next_obs``, integers ``[*B]``, over how many steps the reward was summed;
+            optionally ``mask`` and ``weight``.
         gamma: discount, in [0, 1], only for a td without ``value_target``; float or tensor, 0-d or
-            ``[*B, T]``. An entry of the td wins.
+            ``[*B]``. An entry of the td wins.
         distance: elementwise function of the value and its target.
         reduction: "mean", "sum" or "none".
 
@@ -314,10 +316,10 @@ def double_q_learning_loss(
 
     Args:
         td: as of ``q_learning_loss``; without ``value_target`` it holds ``("next",
-            "action_value_selector")`` ``[*B, T, A]`` too, the learning network's values of the
-            actions in the state that follows.
+            "action_value_selector")`` ``[*B, A]`` too, the learning network's values of the actions
+            in the state that follows.
         gamma: discount, in [0, 1], only for a td without ``value_target``; float or tensor, 0-d or
-            ``[*B, T]``. An entry of the td wins.
+            ``[*B]``. An entry of the td wins.
         distance: elementwise function of the value and its target.
         reduction: "mean", "sum" or "none".
 

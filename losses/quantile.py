@@ -1,12 +1,13 @@
 """Distributions of returns by their quantiles: learned positions, as in QR-DQN.
 
 A distribution has probabilities tau_1 < ... < tau_N and positions theta_i, learned by a regression
-whose minimum are the quantiles. Keys of a td ``[*B, T]``:
+whose minimum are the quantiles. Keys of a td ``[*B]`` or ``[*B, T]``:
 
-    action_value_quantiles      [*B, T, A, N]  theta of Q(s_t, .); under next by the target network
-    next.action_value_selector  [*B, T, A]     what chooses the next action, in double Q-learning
-    value_target                [*B, T, M]     positions to learn from, equally likely, unless with
-    value_target_probs          [*B, T, M]     their probabilities
+    action_value_quantiles      [*B, A, N]  theta of Q(s_t, .); under next by the target network
+    next.action_value_selector  [*B, A]     what chooses the next action, in double Q-learning
+    next.action_mask            [*B, A]     bool, what it is chosen among
+    value_target                [*B, M]     positions to learn from, equally likely, unless with
+    value_target_probs          [*B, M]     their probabilities
 
 Where the td holds the target nothing is detached; else a reducer makes it from ``gamma``, with a
 full stop on what stands under ``next``. The next action is the one that the selector values most,
@@ -94,19 +95,21 @@ def add_quantile_q_target(
 
         r_t + gamma^n (1 - terminated_t) theta'_j(s_{t+1}, a')
 
-    with the greedy a'; or, with ``expected``, of all a' at once, a position's probability that of
-    its action under the policy divided by N (expected SARSA). Detaches nothing.
+    with the greedy a', of those that ``("next", "action_mask")`` allows; or, with ``expected``, of
+    all a' at once, a position's probability that of its action under the policy divided by N
+    (expected SARSA). Detaches nothing.
 
     Args:
-        td: ``[*B, T]`` with ``("next", "action_value_quantiles")`` ``[*B, T, A, N]``, ``("next",
+        td: ``[*B]`` with ``("next", "action_value_quantiles")`` ``[*B, A, N]``, ``("next",
             "reward")`` and ``("next", "terminated")``; with ``expected`` also ``("next",
-            "logits")`` or ``("next", "probs")`` ``[*B, T, A]``; optionally ``("next",
-            "action_value_selector")``, ``mask`` and ``steps_to_next_obs``, integers ``[*B, T]``.
-        gamma: discount, in [0, 1]; float or tensor, 0-d or ``[*B, T]``. An entry of the td wins.
+            "logits")`` or ``("next", "probs")`` ``[*B, A]``; optionally ``("next",
+            "action_value_selector")`` ``[*B, A]`` float, ``("next", "action_mask")`` ``[*B, A]``
+            bool, ``mask`` and ``steps_to_next_obs``, integers ``[*B]``.
+        gamma: discount, in [0, 1]; float or tensor, 0-d or ``[*B]``. An entry of the td wins.
         expected: whether the target is the mixture over the policy's actions.
 
     Returns:
-        A new td with ``value_target`` ``[*B, T, N]``; with ``expected`` ``[*B, T, A N]``, and
+        A new td with ``value_target`` ``[*B, N]``; with ``expected`` ``[*B, A N]``, and
         ``value_target_probs`` of that shape.
 
     Raises:
@@ -138,17 +141,21 @@ def quantile_q_loss(
     with a **full stop** on ``("next", "action_value_quantiles")`` and on the policy: exact where a
     target network made them, and for one inner step where the learning network did.
 
+    rlax's ``quantile_q_learning`` stops reward and discount too, where it stops; here they get
+    their gradients. With ``expected`` a terminated step gives the next policy no gradient; rlax's
+    ``quantile_expected_sarsa`` gives its probabilities one there.
+
     Args:
-        td: ``[*B, T]`` with ``action_value_quantiles`` ``[*B, T, A, N]``, ``action`` and
-            ``value_target`` ``[*B, T, M]``, optionally with their probabilities
-            ``value_target_probs`` ``[*B, T, M]``, or instead of these what
-            ``add_quantile_q_target`` reads; optionally ``mask`` and ``weight``.
-        gamma: discount, in [0, 1], only for a td without ``value_target``; float or
-            tensor, 0-d or ``[*B, T]``. An entry of the td wins.
-        tau: probabilities of the quantiles, ``[N]`` or ``[*B, T, N]`` float; (i - 1/2) / N if not
+        td: ``[*B]`` with ``action_value_quantiles`` ``[*B, A, N]``, ``action`` and ``value_target``
+            ``[*B, M]``, optionally with their probabilities ``value_target_probs`` ``[*B, M]``, or
+            instead of these what ``add_quantile_q_target`` reads; optionally ``mask`` and
+            ``weight``.
+        gamma: discount, in [0, 1], only for a td without ``value_target``; float or tensor, 0-d or
+            ``[*B]``. An entry of the td wins.
+        tau: probabilities of the quantiles, ``[N]`` or ``[*B, N]`` float; (i - 1/2) / N if not
             given.
-        kappa: where the square ends, at least 0; float or tensor, 0-d or ``[*B, T]``. An entry of
-            the td wins.
+        kappa: where the square ends, at least 0; float or tensor, 0-d or ``[*B]``. An entry of the
+            td wins.
         expected: as of ``add_quantile_q_target``, only for a td without ``value_target``.
         reduction: "mean", "sum" or "none".
 

@@ -64,7 +64,7 @@ def qpg_loss(
     Detaches nothing where the td holds ``action_advantage``. Where it does not, it is made here
     from ``action_value`` and the policy, with a **full stop** on both: exact for one inner step,
     but over several the outer gradient lacks the way on which earlier updates moved them. rlax
-    stops a given advantage too.
+    stops what it learns from even with its flag off.
 
     Args:
         td: ``[*B]`` with the policy's parameters (see ``distribution``), and ``action_advantage``
@@ -95,7 +95,7 @@ def rm_loss(
 
         loss_objective = -sum_a pi(a|s_t) [A(s_t, a)]_+
 
-    Stops are those of ``qpg_loss``; the derivative of [x]_+ at 0 is 0.
+    Stops are those of ``qpg_loss``, and rlax's too; the derivative of [x]_+ at 0 is 0.
 
     Args:
         td: as for ``qpg_loss``.

@@ -66,6 +66,8 @@ def reverse_linear(
         ValueError: the shapes do not broadcast, there is no time axis, or no such method.
         TypeError: an argument is not floating-point.
 
+    Source: Blelloch (1990), "Prefix sums and their applications", section 1.4, for halving.
+
     Example:
         >>> reverse_linear(0.5, torch.ones(3), 0.0)
         tensor([1.7500, 1.5000, 1.0000])

@@ -29,7 +29,7 @@ def symlog(x: Tensor) -> Tensor:
         x: ``[...]`` float.
 
     Returns:
-        ``[...]``. Its slope at 0 is 1.
+        ``[...]``. Its slope at 0 is 1; rlax's is 0 there, that of its sign(x).
 
     Raises:
         TypeError: the argument is not a floating-point tensor.
@@ -49,7 +49,7 @@ def symexp(x: Tensor) -> Tensor:
             result is infinite.
 
     Returns:
-        ``[...]``. Its slope at 0 is 1.
+        ``[...]``. Its slope at 0 is 1; rlax's is 0 there, that of its sign(x).
 
     Raises:
         TypeError: the argument is not a floating-point tensor.
@@ -70,6 +70,7 @@ def signed_hyperbolic(x: Tensor, eps: float | Tensor = 1e-3) -> Tensor:
 
     Returns:
         ``[...]``. Near 0 it is computed as x / (sqrt(|x| + 1) + 1) + eps x, without cancellation.
+        Its slope at 0 is 1/2 + eps; rlax's is eps there.
 
     Raises:
         ValueError: ``eps`` is negative, or does not broadcast.
@@ -94,7 +95,7 @@ def signed_parabolic(x: Tensor, eps: float | Tensor = 1e-3) -> Tensor:
     Returns:
         ``[...]``. It is computed as u (u + 2), u = z - 1 = |x| / ((sqrt(...) + 1) / 2 + eps), which
         loses no digits near 0 and takes eps = 0. rlax computes z as above: at small x its result is
-        wrong by 6e-5 in float32.
+        wrong by 6e-5 in float32. Its slope at 0 is 1 / (1/2 + eps); rlax's is 0 there.
 
     Raises:
         ValueError: ``eps`` is negative, or does not broadcast.
@@ -240,6 +241,8 @@ def two_hot_pair(support: Tensor) -> TxPair:
     Raises:
         ValueError: the support is not a vector of increasing numbers.
         TypeError: the support is not floating-point.
+
+    Source: as ``two_hot``.
     """
     _check_support("two_hot_pair", support)
     return TxPair(partial(two_hot, support=support), partial(two_hot_mean, support=support))

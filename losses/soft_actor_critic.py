@@ -21,7 +21,7 @@ alpha. Nothing is detached between them: make the entries of the other parts wit
 held, or differentiate for the part's own. The temperature has no default, and carries its gradient.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -252,12 +252,7 @@ def redq_critic_loss(
     Source: Chen et al. (2021), algorithm 1.
     """
     batch = Batch("redq_critic_loss", td)
-    if subset is None and not batch.has("value_target"):
-        raise ValueError(
-            "redq_critic_loss: subset is None, expected the indices of the target critics that the "
-            "minimum is taken over, e.g. subset=torch.randperm(10)[:2]"
-        )
-    return _critic_loss(batch, gamma, alpha, distance, reduction, subset)
+    return _critic_loss(batch, gamma, alpha, distance, reduction, subset=subset)
 
 
 def add_soft_target(
@@ -294,7 +289,8 @@ def add_soft_target(
     Source: Haarnoja et al. (2018), equation 6; Chen et al. (2021), algorithm 1.
     """
     batch = Batch("add_soft_target", td)
-    target = _soft_target(batch, *_following(batch, subset), gamma, alpha)
+    options = {} if subset is None else {"subset": subset}
+    target = _soft_target(batch, *_following(batch, options), gamma, alpha)
     return batch.added(value_target=target)
 
 
@@ -361,21 +357,22 @@ def _critic_loss(
     alpha: float | Tensor | None,
     distance: Distance,
     reduction: str,
-    subset: Tensor | Sequence[int] | None = None,
+    **options: Any,
 ) -> TensorDictBase:
-    value, options = batch.members("state_action_value"), {"subset": subset}
+    """The result of a reducer for critics; of the options, ``subset`` is which of them count."""
+    value = batch.members("state_action_value")
     if finished_target(batch, "add_soft_target", options, gamma=gamma, alpha=alpha):
         target = batch.step("value_target")
     else:
-        after, log_prob = (x.detach() for x in _following(batch, subset))
+        after, log_prob = (x.detach() for x in _following(batch, options))
         target = _soft_target(batch, after, log_prob, gamma, alpha)
     return ensemble_loss(batch, distance, value, target, reduction)
 
 
-def _following(batch: Batch, subset: Any) -> tuple[Tensor, Tensor]:
+def _following(batch: Batch, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Values ``[*B, N]`` and log-probability ``[*B]`` of the sample that follows."""
     value = next_members(batch)
-    return value if subset is None else _chosen(batch, value, subset), next_log_prob(batch)
+    return _chosen(batch, value, **options) if options else value, next_log_prob(batch)
 
 
 def _soft_target(
@@ -392,6 +389,11 @@ def _soft_target(
 def _chosen(batch: Batch, value: Tensor, subset: Any) -> Tensor:
     """Of the members ``[*B, N]`` those of the subset, ``[*B, M]``."""
     name, size = batch.function, value.shape[-1]
+    if subset is None:
+        raise ValueError(
+            f"{name}: subset is None, expected the indices of the target critics that the minimum "
+            "is taken over, e.g. subset=torch.randperm(10)[:2]"
+        )
     if isinstance(subset, Sequence) and not isinstance(subset, str):
         subset = torch.tensor([*subset], device=value.device)
     if not isinstance(subset, Tensor):

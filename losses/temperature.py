@@ -81,6 +81,8 @@ def bounded_log_alpha(
         ValueError: a bound is out of its range or does not broadcast.
         TypeError: an argument is not floating-point.
 
+    Source: TorchRL's SACLoss, its ``min_alpha`` and ``max_alpha``.
+
     Example:
         >>> import torch
         >>> bounded_log_alpha(torch.tensor([-9.0, 0.5]), 0.1, 10.0).exp()

@@ -111,6 +111,8 @@ def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None =
     Raises:
         ValueError: the shapes differ.
         TypeError: ``mask`` is not bool, or another tensor not floating-point.
+
+    Source: OpenAI Baselines (Dhariwal et al., 2017).
     """
     name = "explained_variance"
     flags = {} if mask is None else {"mask": mask}
@@ -236,13 +238,12 @@ def expectile_loss(
 
         loss_critic = (expectile if G_t >= V(s_t) else 1 - expectile) (G_t - V(s_t))^2
 
-    without 1/2. In implicit Q-learning G_t is the smallest of the target critics' Q(s_t, a_t).
-    Detaches nothing: make ``value_target`` with the critics' parameters held.
+    without 1/2. ``iql_value_loss`` is this with the least of the target critics' Q(s_t, a_t) for
+    G_t. Detaches nothing: make ``value_target`` with the critics' parameters held.
 
     Args:
-        td: ``[*B, T]`` with ``state_value`` and ``value_target``; optionally ``mask`` and
-            ``weight``.
-        expectile: in [0, 1]; float or tensor, 0-d or ``[*B, T]``. An entry of the td wins.
+        td: ``[*B]`` with ``state_value`` and ``value_target``; optionally ``mask`` and ``weight``.
+        expectile: in [0, 1]; float or tensor, 0-d or ``[*B]``. An entry of the td wins.
         reduction: "mean", "sum" or "none".
 
     Returns:

@@ -96,12 +96,12 @@ ZERO = {"grad/x": (3.0, "rlax's slope at 0 is that of sign(x)^2, 0 there and 1 a
 
 SCALING = {
     "l2_loss": Row(
-        lambda a: losses.squared_error(a.predictions, a.get("targets", 0 * a.predictions)) / 2
+        lambda a: losses.half_squared_error(a.predictions, a.get("targets", 0 * a.predictions))
     ),
     "log_loss": Row(log_loss),
     "likelihood": Row(likelihood),
     "expectile_loss": Row(lambda a: losses.expectile_error(a.predictions, a.targets, a.expectile)),
-    "huber_loss": Row(lambda a: losses.huber_error(a.x, torch.zeros_like(a.x), a.delta)),
+    "huber_loss": Row(lambda a: losses.huber(a.x, a.delta)),
     "clip_gradient": Row(clip_gradient),
     "identity": Row(lambda a: scaling.identity_pair.apply(a.x)),
     "sigmoid": Row(lambda a: torch.sigmoid(a.x)),

@@ -290,6 +290,15 @@ def test_mapped_over_teachers():
         ),
         (
             lambda: bc_loss(
+                observed(normal(B, 2)).update(
+                    {"params": {"a": {"logits": normal(B, 2)}}, "action_actor": normal(B, 2)}
+                )
+            ),
+            ValueError,
+            "bc_loss: the td holds 'action_actor' and 'params', and only one may be the policy",
+        ),
+        (
+            lambda: bc_loss(
                 observed(normal(B, 2)).set("action_actor", normal(B, 2)), entropy_coeff=0.1
             ),
             ValueError,

@@ -22,6 +22,7 @@ from losses import (
     expectile_loss,
     independent_normal,
     iql_critic_loss,
+    iql_value_loss,
     td3_bc_actor_loss,
     total,
 )
@@ -241,7 +242,7 @@ def test_iql_is_torchrls(kind):
         return awr_loss(add_iql_advantage(outputs(policy, w, v)), dist, temperature=3.0)
 
     def value(policy, w, v):
-        return expectile_loss(add_iql_advantage(outputs(policy, w, v)), expectile=0.7)
+        return iql_value_loss(outputs(policy, w, v), expectile=0.7)
 
     def critic(policy, w, v):
         return iql_critic_loss(outputs(policy, w, v), gamma=0.9)
@@ -279,6 +280,25 @@ def iql_td(size=(4, 5)):
         ),
     }
     return TensorDict(entries, size)
+
+
+def test_the_values_target_is_the_least_critics():
+    td = iql_td()
+    judged = add_iql_advantage(td)
+    inside, outside = iql_value_loss(td), iql_value_loss(judged)
+    assert_close(inside, outside)
+    assert_close(outside["loss_value"], expectile_loss(judged)["loss_critic"])
+    assert_close(inside["target_value"], td["state_action_value_target"].amin(-1).mean())
+
+    def f(q, finished):
+        out = td.copy().set("state_action_value_target", q)
+        return total(iql_value_loss(add_iql_advantage(out) if finished else out))
+
+    slope = grad(f)
+    q = td["state_action_value_target"]
+    assert (slope(q, False) == 0).all() and slope(q, True).abs().sum() > 0
+    with pytest.raises(ValueError, match="^iql_value_loss: the td has no 'state_action_value_t"):
+        iql_value_loss(td.exclude("state_action_value_target"))
 
 
 def test_the_critics_target_is_add_advantages_without_a_trace():

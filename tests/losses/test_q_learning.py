@@ -21,6 +21,7 @@ from losses import (
     sarsa_error,
     squared_error,
     td_error,
+    td_targets,
 )
 
 D = torch.float64
@@ -343,6 +344,36 @@ def test_the_full_stop(reducer):
     chosen = td["action_value"].gather(-1, td["action"].unsqueeze(-1)).squeeze(-1)
     target = add_q_target(td, 0.9)["value_target"]
     assert_close(grad(finished)(target), 2 * (target - chosen) / 24)
+
+
+def test_a_forbidden_action_is_not_chosen():
+    td = valued(steps(3, 4))
+    q, other = td["next", "action_value"], td["next", "action_value_selector"]
+    mask = torch.rand(3, 4, ACTIONS, generator=draw(5)) < 0.5
+    mask[..., 1] = mask[..., 1] | ~mask.any(-1)
+    junk = torch.where(mask, q, torch.nan)
+    for reducer, chooser in ((q_learning_loss, q), (double_q_learning_loss, other)):
+        best = torch.where(mask, chooser, -torch.inf).argmax(-1, keepdim=True)
+        after = td_targets(
+            td["next", "reward"], q.gather(-1, best)[..., 0], td["next", "terminated"], 0.9
+        )
+        allowed = td.clone().set(("next", "action_mask"), mask)
+        if reducer is q_learning_loss:
+            allowed = allowed.exclude(("next", "action_value_selector"))
+        out = reducer(allowed, gamma=0.9, reduction="none")
+        assert_close(out["target_value"], after)
+        assert (after != reducer(td, gamma=0.9, reduction="none")["target_value"]).any()
+        finished = add_q_target(allowed, 0.9)
+        assert_close(finished["value_target"], after)
+        assert_close(reducer(finished)["loss_critic"], reducer(allowed, gamma=0.9)["loss_critic"])
+    spoiled = allowed.clone()
+    spoiled["next", "action_value"] = junk
+    slopes = grad(lambda gamma: double_q_learning_loss(spoiled, gamma=gamma)["loss_critic"])
+    assert slopes(torch.tensor(0.9, dtype=D)).isfinite()
+    assert_close(add_q_target(spoiled, 0.9)["value_target"], after)
+    for wrong, error in ((mask.double(), TypeError), (mask[..., :2], ValueError)):
+        with pytest.raises(error, match="^add_q_target: next.action_mask has"):
+            add_q_target(td.clone().set(("next", "action_mask"), wrong), 0.9)
 
 
 @pytest.mark.parametrize("reducer", [q_learning_loss, double_q_learning_loss])

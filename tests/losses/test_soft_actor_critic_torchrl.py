@@ -18,6 +18,7 @@ from losses import (
     add_soft_target,
     add_truncated_quantile_target,
     bounded_log_alpha,
+    crossq_critic_loss,
     discrete_sac_actor_loss,
     discrete_sac_critic_loss,
     discrete_sac_temperature_loss,
@@ -179,9 +180,11 @@ def test_crossq_is_sacs_critic_of_a_joint_pass():
     theirs, actor, critic = build(CrossQLoss, num_qvalue_nets=2)
     wanted = theirs(agents.transitions())
     td = soft_outputs(theirs, actor, critic, theirs.qvalue_network_params)
-    found = sac_critic_loss(td, gamma=GAMMA, alpha=ALPHA, distance=smooth)  # theirs by default
+    found = crossq_critic_loss(td, gamma=GAMMA, alpha=ALPHA, distance=smooth)  # theirs by default
     same_slopes(found["loss_critic"], wanted["loss_qvalue"], theirs.qvalue_network_params)
     assert_close(found["td_error"], wanted["td_error"])
+    plain = sac_critic_loss(td, gamma=GAMMA, alpha=ALPHA)
+    assert_close(crossq_critic_loss(td, gamma=GAMMA, alpha=ALPHA), plain)
     policy = sac_actor_loss(td, alpha=ALPHA)["loss_actor"]
     same_slopes(policy, wanted["loss_actor"], theirs.actor_network_params)
 

@@ -18,6 +18,8 @@ from losses import (
     expectile_loss,
     explained_variance,
     gae,
+    half_squared_error,
+    huber,
     huber_error,
     q_learning_loss,
     squared_error,
@@ -26,7 +28,7 @@ from losses import (
 )
 
 D = torch.float64
-DISTANCES = [squared_error, absolute_error, huber_error, expectile_error]
+DISTANCES = [squared_error, half_squared_error, absolute_error, huber_error, expectile_error]
 
 
 def normal(*shape, seed=0):
@@ -83,6 +85,25 @@ def test_huber_error_at_its_edges():
     assert of_delta(torch.tensor(2.0, dtype=D)) == 78  # |x| - delta, outside
     with pytest.raises(ValueError, match="huber_error: delta is 0.0, expected a number above 0"):
         huber_error(x, x, 0.0)
+
+
+def test_huber_is_a_function_of_the_difference():
+    a, b = 2 * normal(50, seed=1), normal(50, seed=2)
+    delta = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=D) + 0.1
+    assert_close(huber(a - b, delta), huber_error(a, b, delta))
+    assert_close(huber(a), F.huber_loss(a, torch.zeros_like(a), reduction="none"))
+    with pytest.raises(ValueError, match="^huber: delta is 0.0, expected a number above 0"):
+        huber(a, 0.0)
+    with pytest.raises(ValueError, match=r"^huber: delta has shape \(3,\), expected one that broa"):
+        huber(a, torch.ones(3))
+    with pytest.raises(TypeError, match="^huber: x is a float"):
+        huber(1.0)
+
+
+def test_half_squared_error_has_no_factor_in_its_slope():
+    a, b = normal(5), normal(5, seed=1)
+    assert_close(half_squared_error(a, b), 0.5 * squared_error(a, b))
+    assert_close(grad(lambda x: half_squared_error(x, b).sum())(a), a - b)
 
 
 def test_absolute_error_has_no_slope_at_zero():
