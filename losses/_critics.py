@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ._batch import Batch
 from ._check import missing
-from ._numbers import bounded as bounded  # _proximal takes it from here
 from .returns import td_targets
 from .scaling import TxPair
 

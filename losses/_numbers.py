@@ -38,11 +38,10 @@ def times(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def log_softmax(x: Tensor) -> Tensor:
-    """As torch's, over the last axis; on few columns several times faster than its CPU kernel."""
-    if x.shape[-1] >= 16 or x.numel() < 2048 or not x.is_cpu:
+    """As torch's, over the last axis, whose CPU kernel wakes all threads for a few columns."""
+    if x.shape[-1] >= 16 or not x.is_cpu:
         return x.log_softmax(-1)
-    x = x - x.amax(-1, keepdim=True).detach()  # a shift is without effect, to every order
-    return x - x.exp().sum(-1, keepdim=True).log()
+    return x - x.logsumexp(-1, keepdim=True)
 
 
 def disorder(log_probs: Tensor) -> Tensor:

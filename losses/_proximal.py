@@ -12,11 +12,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from ._batch import Batch
-from ._critics import Distance, distances
+from ._critics import Distance
 from ._numbers import bounded
 from .distributions import DistClass, action_log_prob, entropy_bonus, kl, make_distribution
 from .estimators import normalized, stopped_advantage
-from .value import explained_variance, larger_error, moved_beyond
+from .value import critic_error, explained_variance
 
 _DEVIATION_EPS = 1e-8
 _VALUE_HINT = "With critic_coeff=None there is no critic's loss, and no value is read."
@@ -63,13 +63,8 @@ class Proximal:
         value = batch.step("state_value", hint=_VALUE_HINT)
         if target is None:
             target = batch.step("value_target", hint=_VALUE_HINT)
-        if value_clip is None and not batch.has("value_clip"):
-            error = distances(batch, distance, value, target)
-        else:
-            old = batch.step(("behavior", "state_value"), hint="value_clip is the way from there.")
-            clip = batch.hyper("value_clip", value_clip, 0.0)
-            error = larger_error(value, old, clip, lambda v: distances(batch, distance, v, target))
-            metrics["value_clip_fraction"] = moved_beyond(value, old, clip)
+        error, fraction = critic_error(batch, value, target, value_clip, distance)
+        metrics.update(fraction)
         losses["loss_critic"] = batch.hyper("critic_coeff", critic_coeff) * error
         if summary:  # empty without a reduction
             pair = value.detach(), target.detach()

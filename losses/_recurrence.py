@@ -3,8 +3,9 @@
     x_t = a_t x_{t+1} + b_t,    x_T = last,    tensors [T, *batch]
 
 ``solve`` is the door for callers that have checked their shapes; ``reverse_linear`` is the public
-one. Two algorithms give the same numbers: a loop over time, T operations on ``[*batch]``, and
-halving, about log2(T) rounds of operations on half of what was left; the shape decides.
+one. Three algorithms give the same numbers: a loop over time, T operations on ``[*batch]``;
+halving, about log2(T) rounds of operations on half of what was left; and back substitution, one
+call for a triangular system of T^2 numbers for each of the batch. The shape decides.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from ._check import no_data
 # many numbers that the extra memory traffic of halving is what counts.
 HALVE_FROM = 24
 HALVE_WIDTH, HALVE_WIDEST = 25, 2500  # numbers in a step: at most so many for each of T, and in all
-METHODS = ("auto", "loop", "halve")
+# Back substitution is one call, and wins while its system holds few numbers: a trajectory or some.
+SOLVE_FROM, SOLVE_WIDTH, SOLVE_LARGEST = 12, 4, 2**18
+METHODS = ("auto", "loop", "halve", "solve")
 
 
 def solve(
@@ -131,6 +134,10 @@ class _Scan(torch.autograd.Function):
 def _states(a: Tensor, b: Tensor, start: Tensor, reverse: bool, method: str) -> Tensor:
     """As ``_scan``, by the algorithm that suits the shape, in plain differentiable operations."""
     steps = a.shape[0]
+    if method == "auto" and _solvable(a, b, start):
+        method = "solve"
+    if method == "solve":
+        return _substitute(a, b, start, reverse)
     if method == "auto":
         widest = min(HALVE_WIDTH * steps, HALVE_WIDEST)
         loop = steps < HALVE_FROM or start.numel() > widest
@@ -139,6 +146,26 @@ def _states(a: Tensor, b: Tensor, start: Tensor, reverse: bool, method: str) -> 
         return torch.stack(_loop(a, b, start, reverse))
     x = _halve(a, b, start, reverse)
     return torch.cat([x, start[None]] if reverse else [start[None], x])
+
+
+def _solvable(a: Tensor, b: Tensor, start: Tensor) -> bool:
+    """Whether back substitution is fastest; it exists for two dtypes, and is measured on CPUs."""
+    steps, width = a.shape[0], start.numel()
+    fits = SOLVE_FROM <= steps and width <= SOLVE_WIDTH * steps
+    fits = fits and steps**2 * width <= SOLVE_LARGEST
+    plain = b.is_cpu and b.dtype in (torch.float32, torch.float64)
+    return fits and plain and not torch.compiler.is_compiling()
+
+
+def _substitute(a: Tensor, b: Tensor, start: Tensor, reverse: bool) -> Tensor:
+    """All T + 1 states, as the solution of x_t - a_t x_{t+1} = b_t with x_T = start."""
+    b = torch.cat([b, start[None]] if reverse else [start[None], b])
+    beside = a.reshape(len(a), -1).t().neg()
+    system = torch.diag_embed(beside, 1 if reverse else -1)  # [N, T+1, T+1]
+    x = torch.linalg.solve_triangular(
+        system, b.reshape(len(b), -1).t().unsqueeze(-1), upper=reverse, unitriangular=True
+    )
+    return x.squeeze(-1).t().reshape(b.shape)
 
 
 def _loop(a: Tensor, b: Tensor, start: Tensor, reverse: bool) -> list[Tensor]:

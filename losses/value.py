@@ -122,9 +122,9 @@ def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None =
         prediction, target = (torch.where(mask, x, 0.0) for x in (prediction, target))
 
     def variance(x: Tensor) -> Tensor:
-        centered = x - x.sum() / count
-        centered = centered if mask is None else torch.where(mask, centered, 0.0)
-        return centered.square().sum() / count
+        if mask is None:
+            return x.var(correction=0)
+        return torch.where(mask, x - x.sum() / count, 0.0).square().sum() / count
 
     tiny = torch.finfo(target.dtype).eps
     return 1 - variance(target - prediction) / (variance(target) + tiny)

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from losses import reverse_linear
 
-METHODS = pytest.mark.parametrize("method", ["loop", "halve", "auto"])
+METHODS = pytest.mark.parametrize("method", ["loop", "halve", "solve", "auto"])
 SHAPES = [(1,), (5,), (16,), (17, 3), (33, 2, 2), (64,), (130, 2), (16, 500), (3, 4, 0)]
 
 
@@ -133,7 +133,7 @@ X = torch.zeros(6)
         (
             lambda: reverse_linear(0.5, X, 0.0, "scan"),
             ValueError,
-            "reverse_linear: method is 'scan', expected one of 'auto', 'loop', 'halve'",
+            "reverse_linear: method is 'scan', expected one of 'auto', 'loop', 'halve', 'solve'",
         ),
     ],
 )

@@ -184,6 +184,7 @@ MODULES = [
 
 LOGITS, ACTION = draw("table logits", T, 3), torch.arange(T) % 3
 ACTION_LOG_PROB = LOGITS.log_softmax(-1).gather(-1, column(ACTION)).squeeze(-1) + LOG_RATIO
+OLD_LOGITS = draw("table old logits", T, 3)
 ADVANTAGE, TARGET = draw("table advantage", T), draw("table target", T)
 Q_VALUE, NEXT_Q = draw("table q", T, 3), draw("table next q", T, 3)
 
@@ -302,10 +303,26 @@ def dqn(x: Tensor) -> Tensor:
     return summed(module(given()))
 
 
+def kl_penalty(x: Tensor) -> Tensor:
+    """Its coefficient changes between forward and backward: the target is 0, so it doubles."""
+    module = policy_module("KLPENPPOLoss", critic_coeff=1.0, entropy_coeff=0.01, dtarg=0.0)
+    td = given(**FINISHED)
+    td["logits"], td["given logits"] = OLD_LOGITS, x * LOGITS
+    return summed(module(td))
+
+
+def our_kl_penalty(x: Tensor) -> Tensor:
+    td = outputs(**FINISHED)
+    td["logits"], td["behavior"] = x * LOGITS, TensorDict({"logits": OLD_LOGITS}, [T])
+    fixed = {"critic_coeff": 1.0, "entropy_coeff": 0.01, "kl_coeff": 1.0}
+    return losses.total(losses.ppo_kl_penalty_loss(td, **fixed))
+
+
 LOSSES = [
     option("ClipPPOLoss", "clip_epsilon", 0.2, losses.ppo_clip_loss, "eps"),
     option("PPOLoss", "entropy_coeff", 0.1, losses.ppo_loss, "entropy_coeff"),
     option("PPOLoss", "critic_coeff", 0.7, losses.ppo_loss, "critic_coeff"),
+    Question("KLPENPPOLoss", "a factor of the logits", 0.8, quiet(kl_penalty), our_kl_penalty),
     discount("PPOLoss", "gamma", losses.ppo_loss),
     discount("PPOLoss", "lmbda", losses.ppo_loss),
     discount("A2CLoss", "gamma", losses.a2c_loss),
