@@ -92,17 +92,38 @@ def verdict(found: str, right: float) -> str:
     return f"{found} ✓" if error < 1e-4 else f"**{found}**"
 
 
+def mapped(fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> str:
+    """Whether vmap over the hyper-parameter alone gives what a loop gives."""
+    many = x * torch.tensor([1.0, 0.97, 0.9], dtype=torch.float64)
+    try:
+        found = torch.func.vmap(fn)(many)
+    except Exception:  # whatever the library raises
+        return "raises"
+    right = torch.stack([fn(one) for one in many])
+    return "✓" if torch.allclose(found, right, rtol=1e-6) else "**wrong**"
+
+
 def row_of(question: Question) -> str:
     x = torch.tensor(question.at, dtype=torch.float64)
     right = central(question.ours, x)
     theirs = verdict(answer(question.theirs, x), right)
     ours = verdict(answer(question.ours, x), right)
-    return f"| `{question.name}` | {question.of} | {right:.6g} | {theirs} | {ours} |"
+    maps = f"{mapped(question.theirs, x)} | {mapped(question.ours, x)}"
+    return f"| `{question.name}` | {question.of} | {right:.6g} | {theirs} | {ours} | {maps} |"
 
 
 def torchrl_table() -> str:
-    head = "| TorchRL | derivative with respect to | central difference | TorchRL | paramtree |"
-    return "\n".join([head, "|---|---|---|---|---|", *(row_of(q) for q in QUESTIONS)])
+    columns = (
+        "of",
+        "derivative with respect to",
+        "central difference",
+        "TorchRL",
+        "paramtree",
+        "TorchRL under vmap over it",
+        "paramtree under vmap",
+    )
+    head = f"| {' | '.join(columns)} |"
+    return "\n".join([head, "|---" * len(columns) + "|", *(row_of(q) for q in QUESTIONS)])
 
 
 def written(page: str) -> str:
