@@ -39,26 +39,51 @@ class LossModule(torch.nn.Module):
     def __init__(
         self, loss: Callable[..., TensorDictBase], args: tuple[Any, ...], hyper: dict[str, Any]
     ) -> None:
-        """Registers the tensors among the hyper-parameters."""
+        """Takes the hyper-parameters: tensors are registered, the rest is kept as it is."""
         super().__init__()
         self.loss = loss
         self.args = args
         self.fixed: dict[str, Any] = {}
+        self.names = frozenset({*hyper, *_keywords(loss)})
         for name, value in hyper.items():
-            if isinstance(value, torch.nn.Parameter):
-                self.register_parameter(name, value)
-            elif isinstance(value, Tensor):
-                self.register_buffer(name, value)
-            else:
-                self.fixed[name] = value
-        self.names = sorted({*hyper, *_keywords(loss)})
+            setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A hyper-parameter replaces the one of its name, whatever kind that was."""
+        if name not in self.__dict__.get("names", ()):
+            super().__setattr__(name, value)
+        elif isinstance(value, torch.nn.Parameter):
+            self.register_parameter(name, value)
+        elif isinstance(value, Tensor):
+            self.register_buffer(name, value)
+        else:
+            self._forget(name)
+            self.fixed[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        """A hyper-parameter that is no tensor, else what every module has."""
+        fixed = self.__dict__.get("fixed", {})
+        return fixed[name] if name in fixed else super().__getattr__(name)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """As torch's; a hyper-parameter of that name is replaced."""
+        self._forget(name)
+        super().register_buffer(name, tensor, persistent)
+
+    def register_parameter(self, name: str, param: torch.nn.Parameter | None) -> None:
+        """As torch's; a hyper-parameter of that name is replaced."""
+        self._forget(name)
+        super().register_parameter(name, param)
+
+    def _forget(self, name: str) -> None:
+        if name in self.names:
+            for place in (self.fixed, self._buffers, self._parameters):
+                place.pop(name, None)
 
     def hyper(self) -> dict[str, Any]:
-        """The hyper-parameters as they stand: what was assigned last, else what was given."""
-        parameters = self.named_parameters(remove_duplicate=False)
-        buffers = self.named_buffers(remove_duplicate=False)
-        known = {**self.fixed, **vars(self), **dict(parameters), **dict(buffers)}
-        return {name: known[name] for name in self.names if name in known}
+        """The hyper-parameters as they stand: what was given or registered last."""
+        known = {**self.fixed, **self._parameters, **self._buffers}
+        return {name: known[name] for name in sorted(self.names) if name in known}
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         """The loss of a td, under the hyper-parameters as they stand."""

@@ -94,6 +94,34 @@ def test_a_hyper_parameter_can_become_a_buffer(trajectory):
     assert set(module.state_dict()) == {"gamma", "critic_coeff"}
 
 
+KINDS = {
+    "a float": float,
+    "a tensor": lambda x: torch.tensor(x, dtype=torch.float64),
+    "a non-leaf tensor": lambda x: torch.tensor(x, dtype=torch.float64).requires_grad_() * 1,
+    "a parameter": lambda x: nn.Parameter(torch.tensor(x, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("before", KINDS)
+@pytest.mark.parametrize("after", KINDS)
+@pytest.mark.parametrize("road", ["assigned", "registered"])
+def test_any_kind_can_be_replaced_by_any(trajectory, before, after, road):
+    td = trajectory(3)
+    module = as_module(a2c_loss, lmbda=0.8, gamma=0.5)
+    for kind, value in ((before, 0.7), (after, 0.9)):
+        new = KINDS[kind](value)
+        if road == "assigned" or kind == "a float":
+            module.gamma = new
+        elif kind == "a parameter":
+            module.register_parameter("gamma", new)
+        else:
+            module.register_buffer("gamma", new)
+        assert module.gamma is new
+    assert_close(total(module(td)), total(a2c_loss(td, gamma=0.9, lmbda=0.8)))
+    assert len(dict(module.named_parameters())) == (after == "a parameter")
+    assert len(dict(module.named_buffers())) == (after in ("a tensor", "a non-leaf tensor"))
+
+
 def test_one_tensor_may_be_two_hyper_parameters(trajectory):
     td, rate = trajectory(3), torch.tensor(0.9, dtype=torch.float64)
     for shared in (nn.Parameter(rate), rate):
