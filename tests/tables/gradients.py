@@ -5,45 +5,79 @@ is not zero, and what TorchRL's estimators and losses answer where a hyper-param
 its gradient, beside central differences.
 """
 
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 
+import losses
 from paramtree import tree
-from tests.contract.case import Reducer, numbers
+from tests.contract.case import Case, Function, Reducer, numbers
 from tests.contract.cases import LOSSES
 from tests.tables.torchrl import QUESTIONS, Question
 
+ESTIMATORS = sorted(name for name in dir(losses) if name.startswith("add_"))
+HYPER = {"gamma": 0.9, "lmbda": 0.7, "alpha": 0.3, "temperature": 0.7, "dqda_clipping": 0.5}
+INSIDE = {"redq_critic_loss": {"subset": [0, 1]}}  # what else a loss needs to make its targets
+SUPPORT = torch.linspace(-2.0, 2.0, 5, dtype=torch.float64)
+HYPER |= {"rho_clip": 1.1, "c_clip": 1.05, "pg_rho_clip": 1.2, "leak": 0.1}
 PAGE = Path(__file__).parents[2] / "losses" / "README.md"
 
 
-def flows(row: Reducer) -> dict[str, tuple[list[str], list[str]]]:
-    """For each loss of a reducer, what has a gradient and what is read without one."""
+def live(fn: Callable[[dict, dict], torch.Tensor], entries: dict, hyper: dict) -> list[str]:
+    """The entries and hyper-parameters whose derivative of a scalar is not zero."""
+    slopes = torch.func.grad(fn, (0, 1))(entries, hyper)
+    both = {**{shown(key): x for key, x in slopes[0].items()}, **slopes[1]}
+    return [name for name, x in both.items() if x.abs().sum() > 0]
+
+
+def floats(td: TensorDictBase) -> dict:
+    keys = td.keys(include_nested=True, leaves_only=True)
+    return {key: td.get(key) for key in keys if td.get(key).is_floating_point()}
+
+
+def flows(row: Reducer, finished: bool = True) -> dict[str, list[str]]:
+    """For each loss of a reducer, what has a gradient; on finished targets, or on none."""
     hyper = tree.entries(numbers({**row.hyper, **row.target_hyper}))
-    td = row.finished(row.td(), hyper)
-    own = {name: hyper[name] for name in row.hyper}
-    entries = {
-        key: td.get(key)
-        for key in td.keys(include_nested=True, leaves_only=True)
-        if td.get(key).is_floating_point()
-    }
+    td = row.finished(row.td(), hyper) if finished else row.td()
+    own = {name: hyper[name] for name in (row.hyper if finished else hyper)}
+    more = {} if finished else INSIDE.get(row.name, {})
+    names = sorted(key for key in row.call(td, own, **more).keys() if key.startswith("loss_"))
 
-    def gradients(name: str) -> tuple[dict, dict]:
-        def value(entries: dict, own: dict) -> torch.Tensor:
-            return row.call(filled(td, entries), own)[name]
+    def one(name: str) -> list[str]:
+        return live(lambda e, h: row.call(filled(td, e), h, **more)[name], floats(td), own)
 
-        return torch.func.grad(value, (0, 1))(entries, own)
+    return {name: one(name) for name in names}
 
-    names = sorted(key for key in row.call(td, own).keys() if key.startswith("loss_"))
-    found = {}
-    for name in names:
-        of_entries, of_hyper = gradients(name)
-        both = {**{shown(k): x for k, x in of_entries.items()}, **of_hyper}
-        found[name] = ([k for k, x in both.items() if x.abs().sum() > 0], list(both))
-    return found
+
+def makes_targets(row: Reducer) -> bool:
+    """Whether the reducer can make the targets that its row makes outside."""
+    return row.targets is not None and bool(row.target_hyper) and {*row.target_hyper} <= row.real
+
+
+def estimator_flows(name: str) -> dict[str, list[str]]:
+    """For each entry that an estimator writes, what it carries gradient to."""
+    row = next(r for r in LOSSES if isinstance(r, Case) and r.name == f"losses.{name}")
+    fn, td = getattr(losses, name), row.args()[0]
+    parameters = inspect.signature(fn).parameters
+    hyper = tree.entries(numbers({k: x for k, x in HYPER.items() if k in parameters}))
+    options: dict[str, Any] = {"support": SUPPORT} if "support" in parameters else {}
+    made = fn(td, **hyper, **options)
+    written = sorted(key for key in made.keys() if made.get(key) is not td.get(key, None))
+    wave = torch.arange(1, 1000, dtype=torch.float64).cos()
+
+    def one(key: str) -> list[str]:
+        def value(entries: dict, hyper: dict) -> torch.Tensor:
+            x = fn(filled(td, entries), **hyper, **options)[key].flatten()
+            return (x * wave[: len(x)]).sum()
+
+        return live(value, floats(td), hyper)
+
+    return {key: one(key) for key in written if not isinstance(made.get(key), TensorDictBase)}
 
 
 def filled(td: TensorDictBase, entries: dict) -> TensorDictBase:
@@ -61,11 +95,43 @@ def shown(key: str | tuple[str, ...]) -> str:
     return key if isinstance(key, str) else ".".join(key)
 
 
+def listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def flow_table() -> str:
-    lines = ["| function | loss | carries gradient to |", "|---|---|---|"]
+    columns = ("function", "loss", "carries gradient to, on finished targets", "making them itself")
+    lines = [f"| {' | '.join(columns)} |", "|---|---|---|---|"]
     for row in sorted((r for r in LOSSES if isinstance(r, Reducer)), key=lambda r: r.name):
-        for loss, (live, _) in flows(row).items():
-            lines.append(f"| `{row.name}` | `{loss}` | {', '.join(f'`{x}`' for x in live)} |")
+        inside = flows(row, finished=False) if makes_targets(row) else {}
+        for loss, found in flows(row).items():
+            same = listed(inside[loss]) if loss in inside else ""
+            lines.append(f"| `{row.name}` | `{loss}` | {listed(found)} | {same} |")
+    return "\n".join(lines)
+
+
+def estimator_table() -> str:
+    lines = ["| estimator | writes | carries gradient to |", "|---|---|---|"]
+    for name in ESTIMATORS:
+        for key, found in estimator_flows(name).items():
+            lines.append(f"| `{name}` | `{key}` | {listed(found)} |")
+    return "\n".join(lines)
+
+
+def step_table() -> str:
+    lines = ["| function | carries gradient to |", "|---|---|"]
+    for row in sorted((r for r in LOSSES if isinstance(r, Function)), key=lambda r: r.name):
+        args = tree.new(dict(row.args()))
+
+        def value(entries: dict, hyper: dict, row: Function = row, args: Any = args) -> Any:
+            out = row.call(tree.entries(filled(args, entries)), hyper)
+            parts = [x.flatten() for x in tree.leaves(out) if x.is_floating_point()]
+            whole = torch.cat(parts)
+            return (whole * torch.arange(1, len(whole) + 1, dtype=whole.dtype).cos()).sum()
+
+        if row.smooth:
+            found = live(value, floats(args), tree.entries(numbers(row.hyper)))
+            lines.append(f"| `{row.name}` | {listed(found)} |")
     return "\n".join(lines)
 
 
@@ -126,9 +192,17 @@ def torchrl_table() -> str:
     return "\n".join([head, "|---" * len(columns) + "|", *(row_of(q) for q in QUESTIONS)])
 
 
+TABLES = {
+    "flows": flow_table,
+    "estimators": estimator_table,
+    "steps": step_table,
+    "torchrl": torchrl_table,
+}
+
+
 def written(page: str) -> str:
     """The page with its tables made anew, each between its two marks."""
-    for name, table in (("flows", flow_table), ("torchrl", torchrl_table)):
+    for name, table in TABLES.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)"
         text = f"{table()}\n"
         page, count = re.subn(pattern, lambda m, t=text: m[1] + t + m[2], page, flags=re.DOTALL)
