@@ -12,8 +12,9 @@ No input is changed, no random number is drawn, and everything is right under ``
 ``torch.compile``. Results are locked, except inside a compiler.
 
 A td has batch size ``[*B, T]``: time is its last batch dimension, or the one named "time". Where
-nothing depends on time, any batch size will do. The keys are TorchRL's. A number per step may have
-a trailing axis of one; each key is brought to the batch size by itself.
+nothing depends on time, any batch size will do, of at least one step: an empty td is refused. The
+keys are TorchRL's. A number per step may have a trailing axis of one; each key is brought to the
+batch size by itself.
 
     read from the td         shape        dtype  meaning
     -----------------------  -----------  -----  ---------------------------------------------------
@@ -28,10 +29,12 @@ a trailing axis of one; each key is brought to the batch size by itself.
     params                   td           float  parameters of several heads, by name
     action_mask              [*B, T, A]   bool   actions that are allowed, for masked_categorical;
                                                  under next, those that Q-learning chooses among
-    action_log_prob          [*B, T]      float  log mu(a_t|s_t) of the policy that drew the action
+    action_log_prob          [*B, T]      float  log mu(a_t|s_t) of the policy that drew the action;
+                             [*B, T, D]          for each component; or a td of several heads'; or,
+                                                 beside each head, an entry <head>_log_prob
     behavior                 td           float  that policy's own logits (loc, ...), and its
                                                  state_value, under these names
-    teacher                  td           float  logits or probs of a policy to imitate
+    teacher                  td           float  parameters of a policy to imitate, likewise
     state_value              [*B, T]      float  V(s_t)
     advantage                [*B, T]      float  A_t; add_advantage and its kin write it
     value_target             [*B, T]      float  what a critic should say; the estimators write it;
@@ -42,10 +45,13 @@ a trailing axis of one; each key is brought to the batch size by itself.
     next.reward              [*B, T]      float  r_t
     next.done                [*B, T]      bool   the episode ended with this step: cuts the trace
     next.terminated          [*B, T]      bool   nothing follows this step: cuts the bootstrap
-    steps_to_next_obs        [*B, T]      int    n: next lies n steps ahead, its reward is their sum
+    steps_to_next_obs        [*B, T]      int    n: next lies n steps ahead, its reward is the sum
+                                                 of theirs; a keyword gamma is raised to n, an entry
+                                                 (as TorchRL's MultiStep writes it) is gamma^n
     mask                     [*B, T]      bool   steps that count; all, if there is none
+    collector.mask           [*B, T]      bool   the same, as TorchRL pads; with both, both count
     weight                   [*B, T]      float  weights of steps (importance, priority) in sums and
-                                                 means
+                                                 means; priority_weight, if there is none
     gamma, lmbda, eps, ...   [*B, T]      float  a hyper-parameter per step; wins over the keyword
 
     of state-action values
@@ -99,7 +105,7 @@ entry of the td, and gets its right gradient. A float is held to its range; what
 not looked at.
 
 What is detached: diagnostics; and, only where a reducer has to make its targets itself, the values
-that enter them. The mean over a mask that leaves out every step is NaN.
+that enter them. Of a mask that leaves out every step the sum is 0, and the mean NaN.
 """
 
 from .actor_critic import add_action_target as add_action_target

@@ -35,31 +35,54 @@ PRIORITY = "td_error"  # stays per step, whatever the reduction: a replay buffer
 
 
 class Batch:
-    """A td under the name of the function that reads it."""
+    """A td under the name of the function that reads it, of at least one step unless ``empty``."""
 
-    def __init__(self, function: str, td: TensorDictBase) -> None:
+    def __init__(self, function: str, td: TensorDictBase, empty: bool = False) -> None:
         if not isinstance(td, TensorDictBase):
             raise TypeError(f"{function}: td is {kind(td)}, expected a TensorDict")
         self.function = function
         self.td = td
         self.shape = td.batch_size
+        if 0 in self.shape and not empty:
+            got = f"the td has batch size {batch_first(self.shape)}"
+            raise ValueError(f"{function}: {got}, expected a batch of at least one step")
         self.present = frozenset(td.keys())
         self.mask: Tensor | None = None
         if self.has("mask"):
             self.mask = self.flag("mask")
+        if self.has("collector") and isinstance(self.td.get("collector"), TensorDictBase):
+            self._add_mask(("collector", "mask"))
+
+    def _add_mask(self, key: Key) -> None:
+        """Leaves out what another mask leaves out too, if the td has it: padding of TorchRL's."""
+        if self.has(key):
+            mask = self.flag(key)
+            self.mask = mask if self.mask is None else self.mask & mask
 
     # ---- reading
 
     def has(self, key: Key) -> bool:
         """Whether the td holds the key."""
-        return key in self.present if isinstance(key, str) else self.td.get(key, None) is not None
+        return key in self.present if isinstance(key, str) else self._get(key) is not None
 
     def entry(self, key: Key, hint: str = "") -> Any:
         """The entry as it stands; raises if there is none, with the hint."""
-        value = self.td.get(key, None)
+        value = self._get(key)
         if value is None:
             raise missing(self.function, self.td, key, hint)
         return value
+
+    def _get(self, key: Key) -> Any:
+        """The entry or None; raises if a tensor stands where a td is to hold it."""
+        try:
+            return self.td.get(key, None)
+        except ValueError as error:  # tensordict's own, if it is not for what is checked here
+            for n in range(1, len(key) if isinstance(key, tuple) else 0):
+                node = self.td.get(key[:n], None)
+                if node is not None and not isinstance(node, TensorDictBase):
+                    text = f"{self.function}: {path(key[:n])} is {kind(node)}"
+                    raise TypeError(f"{text}, expected a TensorDict") from error
+            raise
 
     def step(self, key: Key, fill: float = 0.0, hint: str = "") -> Tensor:
         """One float per step: ``[*B]``."""
@@ -223,10 +246,10 @@ class Batch:
     def time(self) -> int:
         """Which of the td's dimensions is time: the one named "time", else the last."""
         names = self.td.names
-        if not self.shape or 0 in self.shape:
+        if not self.shape:
             raise ValueError(
                 f"{self.function}: the td has batch size {batch_first(self.shape)}, expected "
-                "[*B, T] with time last, and at least one step"
+                "[*B, T] with time last"
             )
         if "time" in names:
             return names.index("time")
@@ -257,8 +280,16 @@ class Batch:
         return self.shape.numel() if self.mask is None else self.mask.sum()
 
     def mean(self, x: Tensor) -> Tensor:
-        """Mean over the steps, of numbers ``[*B]`` that are 0 at those the mask leaves out."""
-        return x.mean() if self.mask is None else x.sum() / self.mask.sum()
+        """Mean over the steps, of numbers ``[*B]`` that are 0 at those the mask leaves out.
+
+        For what enters a loss: of no step at all it is 0.
+        """
+        return x.mean() if self.mask is None else x.sum() / self.mask.sum().clamp(min=1)
+
+    def _weight(self) -> Tensor | None:
+        """Weights ``[*B]``: the entry, else the one that TorchRL's prioritized buffers write."""
+        name = "weight" if self.has("weight") else "priority_weight"
+        return self.step(name) if self.has(name) else None
 
     def reduced(
         self,
@@ -272,24 +303,30 @@ class Batch:
         With weights w, and a mask m of 0 and 1, "none" gives l w m per step, "sum" sum(l w m), and
         "mean" sum(l w m) / sum(w m). Metrics are means over the steps of the mask, without weights,
         and per step with "none"; ``td_error`` is per step always. What is in the summary, detached
-        too, is one number for the whole td: as it is, and left out with "none".
+        too, is one number for the whole td: as it is, and left out with "none". The mean of no step
+        is NaN, the sum 0.
         """
         check_choice(self.function, "reduction", reduction, REDUCTIONS)
-        weight = self.step("weight") if self.has("weight") else None
+        weight = self._weight()
         terms = {name: self.filled(x, 0.0) for name, x in losses.items()}
         if weight is not None:
             terms = {name: x * weight for name, x in terms.items()}
         kept = {name: self.filled(x.detach(), 0.0) for name, x in (metrics or {}).items()}
         if reduction == "none":
             return self.extended({**terms, **kept})
+        count = None if self.mask is None else self.mask.sum()
+
+        def mean(x: Tensor) -> Tensor:
+            return x.mean() if count is None else x.sum() / count
+
         if reduction == "sum":
             sums = {name: x.sum() for name, x in terms.items()}
         elif weight is not None:
             weights = weight.sum()
             sums = {name: x.sum() / weights for name, x in terms.items()}
         else:
-            sums = {name: self.mean(x) for name, x in terms.items()}
-        means = {name: x if name == PRIORITY else self.mean(x) for name, x in kept.items()}
+            sums = {name: mean(x) for name, x in terms.items()}
+        means = {name: x if name == PRIORITY else mean(x) for name, x in kept.items()}
         whole = {name: x.detach() for name, x in (summary or {}).items()}
         return locked(TensorDict({**sums, **means, **whole}, batch_size=[]))
 

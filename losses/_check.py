@@ -155,10 +155,18 @@ def check_divisor(function: str, name: str, value: Any, shape: torch.Size, sourc
     check_broadcast(function, name, value, shape, source, str(tuple(shape)))
 
 
-def check_order(function: str, low: float | Tensor, high: float | Tensor) -> None:
+def check_order(
+    function: str,
+    low: float | Tensor,
+    high: float | Tensor,
+    names: tuple[str, str] = ("low", "high"),
+) -> None:
     """Raises if both bounds are floats and in the wrong order."""
     if not isinstance(low, Tensor) and not isinstance(high, Tensor) and low > high:
-        raise ValueError(f"{function}: low is {low:g} and high {high:g}, expected low <= high")
+        below, above = names
+        raise ValueError(
+            f"{function}: {below} is {low:g} and {above} {high:g}, expected {below} <= {above}"
+        )
 
 
 def check_index(
@@ -177,7 +185,7 @@ def check_index(
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} is {kind(value)}, expected a tensor")
     if value.shape == (*batch, size) and (size > 1 or not is_integer(value)):
-        if not no_data():
+        if not no_data(value):
             _check_one_hot(function, name, value, mask)
         return value.to(torch.uint8 if value.dtype == torch.bool else value.dtype).argmax(-1)
     if value.shape == (*batch, 1):
@@ -223,9 +231,14 @@ def is_integer(x: Tensor) -> bool:
     return x.dtype != torch.bool and not x.is_floating_point() and not x.is_complex()
 
 
-def no_data() -> bool:
-    """Whether data must not be looked at: under a transform of torch.func, or in a compiler."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+def no_data(*tensors: Tensor) -> bool:
+    """Whether data must not be looked at: under a transform of torch.func, or in a compiler.
+
+    And where there is none: in tensors on the device "meta".
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return any(x.is_meta for x in tensors)
 
 
 def missing(function: str, td: TensorDictBase, key: Key, hint: str = "") -> ValueError:

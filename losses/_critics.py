@@ -1,6 +1,5 @@
 """What reducers over critics share: how they read ``next``, their targets and their distances."""
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from ._batch import Batch
-from ._check import missing
+from ._check import kind, missing
 from .returns import td_targets
 from .scaling import TxPair
 
@@ -22,9 +21,13 @@ LOG_PROB = "It is the log-probability of the policy's fresh sample."
 
 
 def following(batch: Batch) -> Batch:
-    """The batch as it reads ``next``: what stands at a terminated step counts as masked."""
+    """The batch as it reads ``next``: what stands at a terminated step counts as masked.
+
+    Needed where it would reach a sum or a power. A number per step is filled by ``td_targets``.
+    """
     follows = ~batch.flag(("next", "terminated"))
-    ahead = copy.copy(batch)
+    ahead = object.__new__(Batch)  # copy.copy costs as much as an operation on a small tensor
+    vars(ahead).update(vars(batch))
     ahead.mask = follows if batch.mask is None else batch.mask & follows
     return ahead
 
@@ -39,17 +42,17 @@ def next_log_prob(batch: Batch) -> Tensor:
     return following(batch).step(("next", "action_log_prob_actor"), hint=LOG_PROB)
 
 
-def greedy(ahead: Batch, value: Tensor, source: str, selects: bool | None = None) -> Tensor:
+def greedy(batch: Batch, value: Tensor, source: str, selects: bool | None = None) -> Tensor:
     """The action ``[*B]`` of the largest value, the first of equals, of those that are allowed.
 
     ``value`` ``[*B, A]`` (from ``source``) gives way to the selector if that selects; None: if the
     td has one.
     """
     size, key = value.shape[-1], ("next", "action_value_selector")
-    if selects or (selects is None and ahead.has(key)):
-        value = ahead.vector(key, size, source)
-    if ahead.has(("next", "action_mask")):
-        mask = ahead.allowed(("next", "action_mask"), size, source)
+    if selects or (selects is None and batch.has(key)):
+        value = batch.vector(key, size, source)
+    if batch.has(("next", "action_mask")):
+        mask = batch.allowed(("next", "action_mask"), size, source)
         value = torch.where(mask, value, -torch.inf)
     return value.argmax(-1)
 
@@ -100,7 +103,7 @@ def one_step_target(
     """Makes r + gamma^n (1 - terminated) value, of ``value`` ``[*B]`` or ``[*B, M]``."""
     reward, terminated = batch.step(("next", "reward")), batch.flag(("next", "terminated"))
     discount = batch.hyper("gamma", gamma, 0.0, 1.0)
-    if batch.has("steps_to_next_obs"):
+    if batch.has("steps_to_next_obs") and not batch.has("gamma"):  # an entry is gamma^n already
         discount = discount ** batch.count("steps_to_next_obs").to(reward.dtype)
     if value.shape != reward.shape:
         reward, terminated = (x.unsqueeze(-1).expand_as(value) for x in (reward, terminated))
@@ -114,9 +117,22 @@ def one_step_target(
 
 def distances(batch: Batch, distance: Distance, value: Tensor, target: Tensor) -> Tensor:
     """The distance of each value to its target."""
+    return checked_distance(batch.function, distance, value, target)
+
+
+def checked_distance(function: str, distance: Distance, value: Tensor, target: Tensor) -> Tensor:
+    """What a distance gives, if that is one number per value."""
+    if not callable(distance):
+        got = f"distance is {kind(distance)}"
+        raise TypeError(f"{function}: {got}, expected a function of a value and its target")
     error = distance(value, target)
+    if not isinstance(error, Tensor):
+        raise TypeError(f"{function}: distance's result is {kind(error)}, expected a tensor")
     if error.shape != value.shape:
-        batch.wrong_shape("distance's result", error, f"{list(value.shape)}, one number per value")
+        raise ValueError(
+            f"{function}: distance's result has shape {tuple(error.shape)}, expected "
+            f"{list(value.shape)}, one number per value"
+        )
     return error
 
 

@@ -20,7 +20,13 @@ def bounded(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
 def root(x: Tensor) -> Tensor:
     """Square root whose derivative at 0 is taken as 0, for deviations of numbers all equal."""
     positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x.clamp(max=0.0))
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x.detach())
+
+
+def log(x: Tensor) -> Tensor:
+    """Logarithm whose derivative at 0 is taken as 0, for an infinity that is without effect."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).log(), x.detach().log())
 
 
 def ratio(log_ratio: Tensor) -> Tensor:
@@ -57,14 +63,21 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def normalized(x: Tensor, mask: Tensor | None, eps: float | Tensor) -> Tensor:
-    """``x`` with mean 0 and deviation 1; equal numbers become 0, with gradients that are finite."""
-    count = x.numel() if mask is None else mask.sum()
+    """``x`` with mean 0 and deviation 1; equal numbers become 0, with gradients that are finite.
 
-    def mean(y: Tensor) -> Tensor:
-        return (y if mask is None else torch.where(mask, y, 0.0)).sum() / count
-
-    centered = x - mean(x)
-    return centered / (root(mean(centered.square())) + eps)
+    It is first brought to [-1, 0]: the result is the same, to every order, but equal numbers are
+    then exactly 0, whatever the rounding of their mean, and no square is beyond the dtype.
+    """
+    count = x.numel() if mask is None else mask.sum().clamp(min=1)
+    top = (x.detach() if mask is None else torch.where(mask, x.detach(), -torch.inf)).amax()
+    below = x - top if mask is None else torch.where(mask, x - top, 0.0)
+    size = -below.detach().amin()
+    size = torch.where(size > 0, size.clamp(min=torch.finfo(x.dtype).tiny), 1.0)
+    inner = below / size
+    centered = inner - inner.sum() / count
+    centered = centered if mask is None else torch.where(mask, centered, 0.0)
+    deviation = root(centered.square().sum() / count) + eps / size
+    return centered / torch.where(deviation > 0, deviation, 1.0)
 
 
 def picked(values: Tensor, index: Tensor) -> Tensor:

@@ -14,7 +14,14 @@ from torch import Tensor
 from ._batch import Batch
 from ._critics import Distance
 from ._numbers import bounded
-from .distributions import DistClass, action_log_prob, entropy_bonus, kl, make_distribution
+from .distributions import (
+    DistClass,
+    action_log_prob,
+    behavior_log_prob,
+    entropy_bonus,
+    kl,
+    make_distribution,
+)
 from .estimators import normalized, stopped_advantage
 from .value import critic_error, explained_variance
 
@@ -81,9 +88,6 @@ def opened(
 ) -> Proximal:
     """Reads what a loss with a ratio needs; advantages that the td lacks are made, with a stop."""
     batch, target = Batch(function, td), None
-    if 0 in batch.shape:
-        shape = tuple(batch.shape)
-        raise ValueError(f"{function}: the td has batch size {shape}, expected at least one step")
     if batch.finished(("advantage", "value_target"), gamma=gamma, lmbda=lmbda):
         advantage = batch.step("advantage")
     else:
@@ -91,7 +95,7 @@ def opened(
     if normalize_advantage:
         advantage = normalized(advantage, batch.mask, _DEVIATION_EPS)
     dist = make_distribution(batch, dist_class)
-    log_ratio = action_log_prob(batch, dist) - batch.step("action_log_prob")
+    log_ratio = action_log_prob(batch, dist) - behavior_log_prob(batch, dist)
     return Proximal(batch, dist, log_ratio, advantage, target)
 
 

@@ -3,11 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from ._batch import locked
 from ._check import check_float, kind, missing
+
+
+def check_dtype(function: str, dtype: Any) -> None:
+    """Raises if a state is to be of a dtype that is not floating-point; None is torch's default."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{function}: dtype is {kind(dtype)}, expected a torch.dtype")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"{function}: dtype is {dtype}, expected a floating-point one")
 
 
 def new_state(**entries: Tensor) -> TensorDictBase:

@@ -31,12 +31,27 @@ from ._critics import (
     distances,
     ensemble_loss,
     finished_target,
-    following,
     next_members,
     one_step_target,
 )
 from ._numbers import bounded
+from .discrete_sac import add_expected_soft_target as add_expected_soft_target
+from .discrete_sac import discrete_sac_actor_loss as discrete_sac_actor_loss
+from .discrete_sac import discrete_sac_critic_loss as discrete_sac_critic_loss
+from .discrete_sac import discrete_sac_temperature_loss as discrete_sac_temperature_loss
 from .distances import squared_error
+from .soft_actor_critic import add_soft_target as add_soft_target
+from .soft_actor_critic import crossq_critic_loss as crossq_critic_loss
+from .soft_actor_critic import redq_actor_loss as redq_actor_loss
+from .soft_actor_critic import redq_critic_loss as redq_critic_loss
+from .soft_actor_critic import sac_actor_loss as sac_actor_loss
+from .soft_actor_critic import sac_critic_loss as sac_critic_loss
+from .soft_actor_critic import sac_value_loss as sac_value_loss
+from .temperature import bounded_log_alpha as bounded_log_alpha
+from .temperature import sac_temperature_loss as sac_temperature_loss
+from .truncated_quantile import add_truncated_quantile_target as add_truncated_quantile_target
+from .truncated_quantile import tqc_actor_loss as tqc_actor_loss
+from .truncated_quantile import tqc_critic_loss as tqc_critic_loss
 
 # ---- deterministic policy gradient
 
@@ -189,7 +204,7 @@ def ddpg_critic_loss(
     if finished_target(batch, "add_min_target", gamma=gamma):
         target = batch.step("value_target")
     else:
-        after = following(batch).step(("next", "state_action_value"), hint=NEXT_VALUE)
+        after = batch.step(("next", "state_action_value"), hint=NEXT_VALUE)
         target = one_step_target(batch, after.detach(), gamma)
     losses = {"loss_critic": distances(batch, distance, value, target)}
     metrics = critic_metrics(value, target)
@@ -364,11 +379,13 @@ def _better_action(
     if clipping is None and not batch.has("dqda_clipping"):
         return action + slope
     limit = batch.hyper("dqda_clipping", clipping, 0.0)
-    square = slope.square().sum(-1)
-    some = square > 0  # the root's slope at 0 is not needed: 0 is never clipped
-    norm = torch.where(some, square, 1.0).sqrt()
-    factor = torch.where(some & (norm > limit), limit / norm, 1.0)
-    return action + slope * factor.unsqueeze(-1)
+    limit = limit.unsqueeze(-1) if isinstance(limit, Tensor) and limit.dim() else limit
+    size = slope.detach().abs().amax(-1, keepdim=True)
+    some = size > 0  # the root's slope at 0 is not needed: 0 is never clipped
+    size = torch.where(some, size.clamp(min=torch.finfo(slope.dtype).tiny), 1.0)
+    unit = torch.where(some, slope, 1.0) / size  # its square is a number, whatever the slope's is
+    norm = unit.square().sum(-1, keepdim=True).sqrt()
+    return action + torch.where(some & (size * norm > limit), unit / norm * limit, slope)
 
 
 def _greatest(batch: Batch, x: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from ._check import (
     check_hyper,
     check_index,
     gather,
+    no_data,
 )
 from ._numbers import disorder, divergence, log_softmax, times
 
@@ -51,11 +52,12 @@ def independent_normal(loc: Tensor, scale: Tensor) -> Independent:
         The distribution, of batch shape ``[*B]`` and event shape ``[D]``.
 
     Raises:
-        ValueError: the scale does not broadcast to the shape of the mean.
+        ValueError: the scale does not broadcast to the shape of the mean, or is not positive (which
+            is looked at where data may be: not under a transform, nor in a compiler).
         TypeError: an argument is not floating-point.
     """
     _check_normal("independent_normal", loc, scale)
-    return Independent(Normal(loc, scale), 1)
+    return Independent(_Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
 
 def tanh_normal(
@@ -80,8 +82,8 @@ def tanh_normal(
         The distribution, of batch shape ``[*B]`` and event shape ``[D]``.
 
     Raises:
-        ValueError: a shape does not broadcast to that of the mean, or ``low`` is not below
-            ``high``.
+        ValueError: a shape does not broadcast to that of the mean, the scale is not positive (as
+            in ``independent_normal``), or ``low`` is not below ``high``.
         TypeError: an argument is not floating-point.
 
     Source: Haarnoja et al. (2018), "Soft actor-critic", appendix C.
@@ -159,6 +161,14 @@ class LeanCategorical(Categorical):
         return gather(function, name, self.logits, index, self.source)
 
 
+class _Normal(Normal):
+    """torch's Normal, which squares the scale: one of 1e-25 is then 0 in float32."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        z = (value - self.loc) / self.scale
+        return -0.5 * z.square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
+
+
 class TanhNormal(Distribution):
     """What ``tanh_normal`` gives."""
 
@@ -168,7 +178,7 @@ class TanhNormal(Distribution):
         self, loc: Tensor, scale: Tensor, low: float | Tensor, high: float | Tensor
     ) -> None:
         """Takes checked parameters."""
-        self.base = Normal(loc, scale, validate_args=False)
+        self.base = _Normal(loc, scale, validate_args=False)
         self.low, self.high = low, high
         self.center, self.half = (high + low) / 2, (high - low) / 2
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
@@ -403,4 +413,6 @@ def _check_normal(function: str, loc: Tensor, scale: Tensor) -> torch.Size:
     if not shape:
         raise ValueError(f"{function}: loc has shape (), expected [*B, D]")
     check_broadcast(function, "scale", scale, shape, "loc", batch_first(shape))
+    if not no_data(scale) and bool((scale <= 0).any()):
+        raise ValueError(f"{function}: scale holds numbers that are not above 0, expected positive")
     return shape

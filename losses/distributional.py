@@ -24,6 +24,9 @@ from ._batch import Batch
 from ._check import check_float, no_data
 from ._critics import finished_target, following, greedy, one_step_target, only_source
 from ._numbers import log_softmax, times
+from .quantile import add_quantile_q_target as add_quantile_q_target
+from .quantile import quantile_huber as quantile_huber
+from .quantile import quantile_q_loss as quantile_q_loss
 
 
 def categorical_projection(support_from: Tensor, probs: Tensor, support_to: Tensor) -> Tensor:
@@ -282,7 +285,7 @@ def _project(support_from: Tensor, probs: Tensor, support_to: Tensor) -> Tensor:
 
 def _at_most(x: Tensor, support: Tensor) -> Tensor:
     """How many atoms are at most x; by bisection where that is one call, as it is much faster."""
-    if support.dim() == 1 and not no_data():
+    if support.dim() == 1 and not no_data(support):
         return torch.bucketize(x.contiguous(), support.contiguous(), right=True)
     return (x.unsqueeze(-1) >= support.unsqueeze(-2)).sum(-1)
 
@@ -296,5 +299,5 @@ def _size(batch: Batch, support: Tensor) -> int:
 
 
 def _check_increasing(function: str, name: str, support: Tensor) -> None:
-    if not no_data() and bool((support.diff() < 0).any()):
+    if not no_data(support) and bool((support.diff() < 0).any()):
         raise ValueError(f"{function}: {name} decreases somewhere, expected increasing atoms")

@@ -23,12 +23,23 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import CompositeDistribution
 from torch import Tensor
-from torch.distributions import Categorical, Independent
+from torch.distributions import Categorical
 
 from ._batch import Batch
-from ._check import batch_first, check_index, dtype, kind, missing, no_data, path
+from ._check import batch_first, dtype, kind, missing, no_data, path
+from ._heads import JointDistribution, divergence_of, first_line
+from ._heads import action_log_prob as action_log_prob
+from ._heads import behavior_log_prob as behavior_log_prob
+from ._heads import entropy as entropy
+from ._heads import entropy_bonus as entropy_bonus
+from ._heads import kl as kl
 from ._numbers import log_softmax
-from .densities import LeanCategorical, TanhNormal, known_divergence, masked_categorical
+from .densities import LeanCategorical, masked_categorical
+from .densities import categorical_cross_entropy as categorical_cross_entropy
+from .densities import categorical_kl as categorical_kl
+from .densities import importance_ratio as importance_ratio
+from .densities import independent_normal as independent_normal
+from .densities import tanh_normal as tanh_normal
 
 DistClass = Callable[..., Any]
 Source = tuple[str, ...]
@@ -52,7 +63,7 @@ def distribution(td: TensorDictBase, dist_class: DistClass = Categorical) -> Any
         ValueError: the td holds none of these parameters, or more than one kind.
         TypeError: a parameter is not floating-point, or ``dist_class`` takes others.
     """
-    return make_distribution(Batch("distribution", td), dist_class)
+    return make_distribution(Batch("distribution", td, empty=True), dist_class)
 
 
 def joint(**heads: DistClass) -> "Joint":
@@ -101,11 +112,11 @@ def kl_divergence(p: Any, q: Any) -> Tensor:
         parameters of both.
 
     Raises:
-        ValueError: no divergence of two such distributions is known.
+        ValueError: the shapes differ, or no divergence of two such distributions is known.
 
     Source: Kullback & Leibler (1951), equation 2.4.
     """
-    return _kl("kl_divergence", p, q)
+    return divergence_of("kl_divergence", p, q)
 
 
 class Joint:
@@ -124,7 +135,8 @@ class Joint:
                 f"{self.__name__}: the heads' parameters have the batch sizes {sizes}, expected "
                 "one TensorDict for each head, all of one batch size"
             )
-        return self.made(Batch(self.__name__, first), "parameters", parameters, None)
+        batch = Batch(self.__name__, first, empty=True)
+        return self.made(batch, "parameters", parameters, None)
 
     def made(
         self, batch: Batch, where: str, parameters: Mapping[str, Any], action_mask: Any
@@ -144,23 +156,6 @@ class Joint:
         return JointDistribution(batch, heads)
 
 
-class JointDistribution:
-    """Distributions by name, of an action that is a td with these names."""
-
-    def __init__(self, batch: Batch, heads: Mapping[Any, Any], at_root: bool = False) -> None:
-        """Takes the td that the heads were read from; ``at_root`` if it may hold the actions."""
-        self.batch, self.heads, self.at_root = batch, dict(heads), at_root
-        self.batch_shape = batch.shape
-
-    def log_prob(self, action: TensorDictBase) -> Tensor:
-        """Log-probability ``[*B]`` of an action."""
-        return _log_prob(self.batch, self, action, "action")
-
-    def entropy(self) -> Tensor:
-        """Entropy ``[*B]``."""
-        return entropy(self.batch, self)
-
-
 # ---- for the other files: distributions of an opened td
 
 
@@ -168,7 +163,7 @@ def make_distribution(batch: Batch, dist_class: DistClass, source: Source = ()) 
     """``distribution`` of an opened td, or of the td nested in it under ``source``."""
     where, args, kwargs = _parameters(batch, source)
     action_mask = batch.td.get((*source, "action_mask"), None)
-    if action_mask is None and source == ("behavior",):  # it met the same states
+    if action_mask is None and source in (("behavior",), ("teacher",)):  # of the same states
         action_mask = batch.td.get("action_mask", None)
     if dist_class is masked_categorical and action_mask is None and "action_mask" not in kwargs:
         raise missing(batch.function, batch.td, (*source, "action_mask"))
@@ -189,52 +184,6 @@ def all_log_probs(batch: Batch, dist_class: DistClass, source: Source = ()) -> T
     if value.dim() != dims + 1 or value.shape[:dims] != batch.shape:
         batch.wrong_shape((*source, "logits"), value, batch_first(batch.shape, "A"))
     return value if isinstance(dist, LeanCategorical) else log_softmax(value)
-
-
-def action_log_prob(batch: Batch, dist: Any) -> Tensor:
-    """Log-probability of the action per step, ``[*B]``.
-
-    Where the distribution keeps the components of an action apart, they add up.
-    """
-    if isinstance(dist, JointDistribution) and dist.at_root:
-        there = all(batch.td.get(key, None) is not None for key in dist.heads)
-        return _log_prob(batch, dist, batch.td if there else batch.entry("action"), "action")
-    return _log_prob(batch, dist, batch.entry("action"), "action")
-
-
-def entropy(batch: Batch, dist: Any) -> Tensor:
-    """Entropy per step, ``[*B]``."""
-    try:
-        return _entropy(batch, dist)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{batch.function}: {error} has no entropy in closed form; "
-            "give a dist_class whose result has a method entropy()"
-        ) from None
-
-
-def entropy_bonus(
-    batch: Batch, dist: Any, entropy_coeff: float | Tensor, like: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """``loss_entropy`` and the metric ``entropy``, ``[*B]`` and ``like`` the log-probability.
-
-    A distribution without an entropy will do where the coefficient is the number 0: the loss is
-    then 0, and there is no metric.
-    """
-    coeff = batch.hyper("entropy_coeff", entropy_coeff)
-    if not isinstance(coeff, Tensor) and coeff == 0:
-        try:
-            value = _entropy(batch, dist)
-        except NotImplementedError:
-            return {"loss_entropy": torch.zeros_like(like)}, {}
-    else:
-        value = entropy(batch, dist)
-    return {"loss_entropy": -coeff * value}, {"entropy": value}
-
-
-def kl(batch: Batch, p: Any, q: Any) -> Tensor:
-    """KL(p || q) per step, ``[*B]``."""
-    return _summed(batch, "kl_divergence", _kl(batch.function, p, q))
 
 
 # ---- reading parameters
@@ -309,10 +258,11 @@ def _build(
     name = getattr(dist_class, "__name__", repr(dist_class))
     try:
         dist = dist_class(*args, **kwargs)
-    except TypeError as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         given = ", ".join(kwargs) if kwargs else where
-        raise TypeError(
-            f"{batch.function}: dist_class {name} does not take {given}, as the td has it: {error}"
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(
+            f"{batch.function}: dist_class {name} does not take {given}, as the td has it: "
+            f"{first_line(error)}"
         ) from error
     if isinstance(dist, CompositeDistribution):
         return JointDistribution(batch, dist.dists, at_root=True)
@@ -332,117 +282,19 @@ def _categorical(batch: Batch, where: str, name: str, value: Any) -> LeanCategor
         batch.wrong_shape(where, value, batch_first(batch.shape, "A"))
     if name == "logits":
         return LeanCategorical(log_softmax(value), where)
-    if not no_data() and bool((value < 0).any()):
+    total = value.sum(-1, keepdim=True)
+    if not no_data(value) and bool(((value < 0) | (total == 0)).any()):
+        got = "negative numbers" if bool((value < 0).any()) else "a row of zeros"
         raise ValueError(
-            f"{batch.function}: {where} holds negative numbers, expected probabilities; "
+            f"{batch.function}: {where} holds {got}, expected probabilities; "
             "put log-probabilities under 'logits'"
         )
-    return LeanCategorical(_logarithm(value / value.sum(-1, keepdim=True)), where)
+    return LeanCategorical(_logarithm(value / total), where)
 
 
 def _logarithm(probs: Any) -> Tensor:
     return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
-# ---- asking a distribution, head by head
-
-
-def _log_prob(batch: Batch, dist: Any, action: Any, name: str) -> Tensor:
-    """Log-probability per step, ``[*B]``, of the action that stands under ``name``."""
-    if isinstance(dist, JointDistribution):
-        return sum(
-            _log_prob(batch, head, _head_action(batch, action, key, name), f"{name}.{path(key)}")
-            for key, head in dist.heads.items()
-        )  # pyright: ignore[reportReturnType]
-    action = _filled_action(batch, action)
-    if isinstance(dist, LeanCategorical):
-        return dist.gathered(batch.function, name, action, batch.mask)
-    if type(dist) is Categorical and dist.batch_shape == batch.shape:
-        size, where = dist.logits.shape[-1], "the distribution"
-        action = check_index(batch.function, name, action, batch.shape, size, where, batch.mask)
-    action = _event(batch, dist, action, name)
-    value = dist.log_prob(action)
-    if value.shape != batch.shape and value.shape != getattr(action, "shape", None):
-        raise ValueError(
-            f"{batch.function}: the distribution's log_prob has shape {tuple(value.shape)}, "
-            f"expected {batch_first(batch.shape)} (the td's batch size) or the {name}'s shape, "
-            f"{tuple(getattr(action, 'shape', ()))}; its parameters and the {name} do not match"
-        )
-    return _summed(batch, "log_prob", value)
-
-
-def _head_action(batch: Batch, action: Any, key: Any, name: str) -> Any:
-    if not isinstance(action, TensorDictBase):
-        raise TypeError(
-            f"{batch.function}: {name} is {kind(action)}, expected a TensorDict with the names of "
-            "the heads"
-        )
-    value = action.get(key, None)
-    if value is None:
-        raise missing(batch.function, batch.td, f"{name}.{path(key)}")
-    return value
-
-
-def _filled_action(batch: Batch, action: Any) -> Any:
-    """An action; steps that the mask leaves out hold what every distribution takes."""
-    if batch.mask is None:
-        return action
-    if isinstance(action, TensorDictBase):
-        return action.apply(lambda x: _filled_action(batch, x))
-    if not isinstance(action, Tensor):
-        return action
-    return batch.filled(action, 0.5 if action.is_floating_point() else 0)
-
-
-def _event(batch: Batch, dist: Any, action: Any, name: str) -> Any:
-    """An action in the shape of its distribution; it may lack an axis of one component."""
-    if not isinstance(dist, Independent | TanhNormal) or not isinstance(action, Tensor):
-        return action
-    shape = dist.batch_shape + dist.event_shape
-    if (*action.shape, 1) == shape:
-        return action.unsqueeze(-1)
-    if action.shape != shape:
-        batch.wrong_shape(name, action, batch_first(shape), " (from the distribution)")
-    return action
-
-
-def _entropy(batch: Batch, dist: Any) -> Tensor:
-    """Entropy per step, ``[*B]``; NotImplementedError with the class's name if there is none."""
-    if isinstance(dist, JointDistribution):
-        return sum(_entropy(batch, head) for head in dist.heads.values())  # pyright: ignore[reportReturnType]
-    if not hasattr(dist, "entropy"):
-        raise NotImplementedError(type(dist).__name__)
-    try:
-        value = dist.entropy()
-    except NotImplementedError:
-        raise NotImplementedError(type(dist).__name__) from None
-    return _summed(batch, "entropy", value)
-
-
-def _kl(function: str, p: Any, q: Any) -> Any:
-    """``kl_divergence`` on behalf of a function."""
-    if isinstance(p, JointDistribution) and isinstance(q, JointDistribution):
-        if p.heads.keys() == q.heads.keys():
-            parts = ((p.heads[name], q.heads[name]) for name in p.heads)
-            return sum(_summed(p.batch, "kl_divergence", _kl(function, *pair)) for pair in parts)
-    else:
-        value = known_divergence(p, q)
-        if value is not None:
-            return value
-    raise ValueError(
-        f"{function}: no divergence is known of {kind(p)} from {kind(q)}, expected two of one "
-        "kind, with the same heads and bounds"
-    )
-
-
 def _child(td: Any, name: str) -> Any:
     return td.get(name, None) if isinstance(td, TensorDictBase) else None
-
-
-def _summed(batch: Batch, name: str, value: Tensor) -> Tensor:
-    """A distribution's answer as one number per step: independent components add up."""
-    dims = len(batch.shape)
-    if value.shape[:dims] != batch.shape:
-        wanted = batch_first(batch.shape)
-        batch.wrong_shape(f"the distribution's {name}", value, wanted)
-    return value if value.dim() == dims else value.flatten(dims).sum(-1)

@@ -89,17 +89,18 @@ def vmpo_weights(
         mask: ``[...]`` bool, the steps that count; all, if not given.
 
     Returns:
-        ``[...]``; over all steps they add up to 1.
+        ``[...]``; over all steps they add up to 1. If the mask leaves out all of them, zeros.
 
     Raises:
-        ValueError: the shapes differ, or a hyper-parameter is out of range or ill-shaped.
+        ValueError: there is no step, the shapes differ, or a hyper-parameter is out of range or
+            ill-shaped.
         TypeError: an argument has the wrong dtype.
 
     Source: Song et al. (2020), "V-MPO", section 4.
     """
     args = (advantage, temperature, top_k_fraction, importance_weight, mask)
-    exponentials, _, _ = _exponentials("vmpo_weights", *args)
-    return exponentials / exponentials.sum()
+    exponentials, total, _, _ = _exponentials("vmpo_weights", *args)
+    return exponentials / total
 
 
 def vmpo_temperature_dual(
@@ -123,19 +124,21 @@ def vmpo_temperature_dual(
         mask: ``[...]`` bool, the steps that count; all, if not given.
 
     Returns:
-        A scalar; ``[...]`` where a hyper-parameter is.
+        A scalar; ``[...]`` where a hyper-parameter is. If the mask leaves out all steps, eta
+        epsilon.
 
     Raises:
-        ValueError: the shapes differ, or a hyper-parameter is out of range or ill-shaped.
+        ValueError: there is no step, the shapes differ, or a hyper-parameter is out of range or
+            ill-shaped.
         TypeError: an argument has the wrong dtype.
 
     Source: Song et al. (2020), section 4.
     """
     name = "vmpo_temperature_dual"
     args = (advantage, temperature, top_k_fraction, importance_weight, mask)
-    exponentials, shift, count = _exponentials(name, *args)
+    _, total, shift, count = _exponentials(name, *args)
     check_hyper(name, "epsilon", epsilon, advantage.shape, "advantage", 0.0)
-    dual = temperature * (epsilon + (exponentials.sum().log() + shift - count))
+    dual = temperature * (epsilon + (total.log() + shift - count))
     return dual.to(advantage.dtype)  # a 0-d temperature does not widen it
 
 
@@ -163,21 +166,34 @@ def _exponentials(
     top_k_fraction: float,
     ratio: Tensor | None,
     mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Terms rho exp(A / eta - shift) of the top k steps, else 0; the shift; and log k."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Terms rho exp(A / eta - shift) of the top k steps, else 0; their sum; the shift; and log k.
+
+    Of no step, where the mask leaves out all of them: 0, 1, 0 and 0, for results that are finite.
+    """
     floats = {"advantage": advantage}
     floats |= {} if ratio is None else {"importance_weight": ratio}
     shape = check_alike(name, floats, {} if mask is None else {"mask": mask})
+    if 0 in shape:
+        got = f"advantage has shape {tuple(shape)}"
+        raise ValueError(f"{name}: {got}, expected at least one step")
     check_divisor(name, "temperature", temperature, shape, "advantage")
+    if isinstance(top_k_fraction, Tensor):
+        raise TypeError(f"{name}: top_k_fraction is a Tensor, expected a float; it has no gradient")
     check_real(name, "top_k_fraction", top_k_fraction, 0.0, 1.0)
     check_positive(name, "top_k_fraction", top_k_fraction)
     scaled = advantage / temperature
     chosen = _top(scaled.detach(), top_k_fraction, mask)
     shift = torch.where(chosen, scaled, -torch.inf).amax().detach()  # without effect, to all orders
+    shift = shift if mask is None else torch.where(chosen.any(), shift, 0.0)
     shifted = torch.where(chosen, scaled, shift) - shift
     exponentials = torch.where(chosen, shifted.exp(), 0.0)
-    count = chosen.sum(dtype=torch.float64).log().to(advantage.dtype)
-    return exponentials if ratio is None else exponentials * ratio, shift, count
+    exponentials = exponentials if ratio is None else exponentials * ratio
+    total, count = exponentials.sum(), chosen.sum(dtype=torch.float64)
+    if mask is not None:
+        some = count > 0
+        total, count = torch.where(some, total, 1.0), count.clamp(min=1)
+    return exponentials, total, shift, count.log().to(advantage.dtype)
 
 
 def _top(x: Tensor, fraction: float, mask: Tensor | None) -> Tensor:

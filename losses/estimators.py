@@ -19,7 +19,13 @@ from ._batch import Batch
 from ._check import missing
 from ._critics import following, greedy, one_step_target
 from ._numbers import normalized, picked
-from .distributions import DistClass, action_log_prob, all_log_probs, make_distribution
+from .distributions import (
+    DistClass,
+    action_log_prob,
+    all_log_probs,
+    behavior_log_prob,
+    make_distribution,
+)
 from .off_policy import retrace, vtrace
 from .returns import gae, lambda_returns
 from .scaling import TxPair
@@ -87,7 +93,8 @@ def add_td_target(
         value_target_t = r_t + gamma_t^n (1 - terminated_t) V(s_{t+1}),
 
     where n is 1, or ``steps_to_next_obs`` for a td whose reward is the discounted sum of n rewards
-    and whose ``next`` is the state after them. Detaches nothing.
+    and whose ``next`` is the state after them. An entry ``gamma`` discounts what it stands beside:
+    it is gamma_t^n already, as TorchRL's MultiStep writes it. Detaches nothing.
 
     Args:
         td: ``[*B]`` with ``("next", "state_value")``, ``("next", "reward")`` float and ``("next",
@@ -148,9 +155,8 @@ def add_q_target(
     Hasselt et al. (2016), "Deep reinforcement learning with double Q-learning", equation 4.
     """
     batch = Batch("add_q_target", td)
-    ahead = following(batch)
-    value = ahead.vector(("next", "action_value"), "A", hint=_NEXT_Q)
-    best = picked(value, greedy(ahead, value, "next.action_value"))
+    value = batch.vector(("next", "action_value"), "A", hint=_NEXT_Q)
+    best = picked(value, greedy(batch, value, "next.action_value"))
     return batch.added(value_target=one_step_target(batch, best, gamma, tx))
 
 
@@ -241,8 +247,8 @@ def add_vtrace(
     """
     batch = Batch("add_vtrace", td)
     value, steps = batch.step("state_value"), Steps(batch)
-    behavior = batch.step("action_log_prob", hint=_BEHAVIOR)
-    log_rho = action_log_prob(batch, make_distribution(batch, dist_class)) - behavior
+    dist = make_distribution(batch, dist_class)
+    log_rho = action_log_prob(batch, dist) - behavior_log_prob(batch, dist, _BEHAVIOR)
     clips = {"rho_clip": rho_clip, "c_clip": c_clip, "pg_rho_clip": pg_rho_clip}
     hyper = (
         *_discounts(batch, gamma, lmbda),

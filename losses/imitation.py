@@ -16,10 +16,18 @@ from torch.distributions import Categorical
 from ._batch import Batch
 from ._check import batch_first, check_alike, check_float, check_index, gather, kind
 from ._critics import Distance, distances
-from ._numbers import disorder, log_softmax, times
-from .densities import LeanCategorical, categorical_cross_entropy
+from ._heads import OF_INDICES, asked
+from ._numbers import disorder, times
+from .densities import categorical_cross_entropy
 from .distances import squared_error
-from .distributions import DistClass, action_log_prob, entropy, make_distribution
+from .distributions import (
+    DistClass,
+    action_log_prob,
+    all_log_probs,
+    entropy,
+    kl,
+    make_distribution,
+)
 
 _POLICY = ("logits", "probs", "loc", "actor_output", "params")
 
@@ -122,27 +130,30 @@ def distillation_loss(
 ) -> TensorDictBase:
     """Distillation of a teacher into the policy.
 
-        loss_distillation = -sum_a p(a|s_t) log pi(a|s_t)    of a td with ``("teacher", ...)``
+        loss_distillation = -sum_a p(a|s_t) log pi(a|s_t)    of a td with a categorical ``teacher``
+        loss_distillation = KL(p(.|s_t) || pi(.|s_t))        of a td with another ``teacher``
         loss_distillation = -1/S sum_s w_s log pi(a_s|s_t)   of a td with ``action_samples``
 
-    where 0 log 0 is 0. Detaches nothing: rlax's ``sampled_policy_distillation_loss``, the second
-    form, stops at the targets, which here are entries, made outside of the differentiated function.
-    Equal weights w with actions drawn uniformly push the policy towards uniform.
+    where 0 log 0 is 0; the first two differ by the teacher's entropy. Detaches nothing: rlax's
+    ``sampled_policy_distillation_loss``, the third form, stops at the targets, which here are
+    entries, made outside of the differentiated function. Equal weights w with actions drawn
+    uniformly push the policy towards uniform.
 
     Args:
         td: ``[*B]`` with a policy's parameters (see ``distribution``), and either a nested td
-            ``teacher`` with ``logits`` or ``probs`` ``[*B, A]``, for a categorical policy; or
-            ``action_samples``, ``[*B, S]`` int, one-hot ``[*B, S, A]`` or what ``log_prob`` takes,
-            and ``policy_weight`` ``[*B, S]`` float, w; optionally ``mask`` and ``weight``.
-        dist_class: callable from the parameters to a distribution.
+            ``teacher`` with the teacher's, read as the policy's are (an ``action_mask`` is the
+            policy's, if the teacher has none); or ``action_samples``, ``[*B, S]`` int, one-hot
+            ``[*B, S, A]`` or what ``log_prob`` takes, and ``policy_weight`` ``[*B, S]`` float, w;
+            optionally ``mask`` and ``weight``.
+        dist_class: callable from the parameters to a distribution, the teacher's too.
         reduction: "mean", "sum" or "none".
 
     Returns:
         ``loss_distillation``, and with a teacher detached ``kl``, that of the policy from it.
 
     Raises:
-        ValueError: a key is missing, a shape is wrong, or the policy is not categorical beside a
-            teacher's probabilities.
+        ValueError: a key is missing, a shape is wrong, or no divergence of two such distributions
+            is known.
         TypeError: an entry has the wrong dtype.
 
     Source: Hinton et al. (2015), section 2; Rusu et al. (2016), "Policy distillation", equation 3.
@@ -156,14 +167,12 @@ def distillation_loss(
             reduction,
             {"loss_distillation": sampled_cross_entropy(log_prob, weight / weight.shape[-1])},
         )
-    if not isinstance(dist, Categorical):
-        raise ValueError(
-            f"{batch.function}: the policy is {kind(dist)}, expected a categorical one beside a "
-            "teacher's probabilities; for others give action_samples and policy_weight"
-        )
-    probs, spread = _teacher(batch, dist.logits.shape[-1])
-    loss = categorical_cross_entropy(probs, dist.logits)
-    return batch.reduced(reduction, {"loss_distillation": loss}, {"kl": loss - spread})
+    if isinstance(dist, OF_INDICES):
+        probs, spread = _teacher(batch, dist_class, dist.logits.shape[-1])
+        loss = categorical_cross_entropy(probs, dist.logits)
+        return batch.reduced(reduction, {"loss_distillation": loss}, {"kl": loss - spread})
+    loss = kl(batch, make_distribution(batch, dist_class, ("teacher",)), dist)
+    return batch.reduced(reduction, {"loss_distillation": loss}, {"kl": loss})
 
 
 def action_distance(batch: Batch, distance: Distance) -> Tensor:
@@ -191,17 +200,19 @@ def _only_prediction(batch: Batch, bonus: bool) -> None:
         )
 
 
-def _teacher(batch: Batch, actions: int) -> tuple[Tensor, Tensor]:
+def _teacher(batch: Batch, dist_class: DistClass, actions: int) -> tuple[Tensor, Tensor]:
     """The teacher's probabilities ``[*B, A]`` and their entropy ``[*B]``."""
-    teacher = batch.entry("teacher")
-    if not isinstance(teacher, TensorDictBase):
-        raise TypeError(f"{batch.function}: teacher is {kind(teacher)}, expected a nested td")
     source = "the policy's number of actions"
-    if "probs" in teacher.keys() and "logits" not in teacher.keys():
+    teacher = batch.entry("teacher")
+    if isinstance(teacher, TensorDictBase) and "probs" in teacher.keys():
+        # taken as they are: a distribution makes a tiny number of a probability of 0
         probs = batch.vector(("teacher", "probs"), actions, source, fill=1.0)
         probs = probs / probs.sum(-1, keepdim=True)
         return probs, disorder(probs.clamp(min=torch.finfo(probs.dtype).tiny).log())
-    log_probs = log_softmax(batch.vector(("teacher", "logits"), actions, source))
+    log_probs = all_log_probs(batch, dist_class, ("teacher",))
+    if log_probs.shape[-1] != actions:
+        wanted = batch_first(batch.shape, str(actions))
+        batch.wrong_shape(("teacher", "logits"), log_probs, wanted, f" (from {source})")
     return log_probs.exp(), disorder(log_probs)
 
 
@@ -212,18 +223,20 @@ def _sampled_log_prob(batch: Batch, dist: Any, samples: int) -> Tensor:
     wanted = (*batch.shape, samples)
     if not isinstance(value, Tensor):
         raise TypeError(f"{batch.function}: {name} is {kind(value)}, expected a tensor")
-    if isinstance(dist, LeanCategorical):
+    if isinstance(dist, OF_INDICES):
         mask = None if batch.mask is None else batch.mask.unsqueeze(-1).expand(wanted)
         size = dist.logits.shape[-1]
         index = check_index(
-            batch.function, name, value, torch.Size(wanted), size, dist.source, mask
+            batch.function, name, value, torch.Size(wanted), size, "the policy", mask
         )
         logits = dist.logits.unsqueeze(-2).expand(*wanted, size)
-        return gather(batch.function, name, logits, index, dist.source)
+        return gather(batch.function, name, logits, index, "the policy")
     if value.shape[: dims + 1] != wanted:
         batch.wrong_shape(name, value, batch_first(wanted, "..."), " (from policy_weight)")
     value = batch.filled(value, 0.5 if value.is_floating_point() else 0)
-    log_prob = check_float(batch.function, "log_prob", dist.log_prob(value.movedim(dims, 0)))
+    log_prob = check_float(
+        batch.function, "log_prob", asked(batch, dist, value.movedim(dims, 0), name)
+    )
     log_prob = log_prob.flatten(dims + 1).sum(-1) if log_prob.dim() > dims + 1 else log_prob
     if log_prob.shape != (samples, *batch.shape):
         batch.wrong_shape("the distribution's log_prob", log_prob, batch_first((samples, *wanted)))

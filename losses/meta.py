@@ -15,13 +15,17 @@ Meta-gradients of hyper-parameters: an agent learns with a discount that is itse
 ``mgrl_outer_loss`` judges the updated agent on its next trajectory, under a discount that is not.
 """
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.distributions import Categorical
 
 from ._batch import Batch
 from ._critics import Distance, distances
-from ._numbers import disorder, log_softmax
+from ._numbers import disorder, divergence, log, log_softmax, times
+from .disco import disco_agent_loss as disco_agent_loss
+from .disco import disco_meta_loss as disco_meta_loss
+from .disco import disco_regularizer_loss as disco_regularizer_loss
 from .distances import squared_error
 from .distributions import (
     DistClass,
@@ -45,7 +49,8 @@ def lpg_agent_loss(
         loss_objective = -log(pi(a_t|s_t) + eps) pi_hat_t
         loss_prediction = prediction_coeff sum_k y_k [log(y_k + eps) - log(y_hat_k + eps)]
 
-    with y = softmax(prediction).
+    with y = softmax(prediction). An entry of y that is 0 has no part in the sum, whatever y_hat is
+    there.
 
     Detaches nothing. The sign is the paper's: a positive ``pi_hat`` makes the action more likely;
     GROOVE's pi_hat is minus this one.
@@ -57,7 +62,8 @@ def lpg_agent_loss(
         dist_class: callable from the parameters to a distribution.
         prediction_coeff: weight of the divergence; float or tensor, 0-d or ``[*B, T]``. An entry of
             the td wins.
-        eps: floor under the logarithms, at least 0: 1e-8 in GROOVE, 0 in the paper; likewise.
+        eps: floor under the logarithms, at least 0: 1e-8 in GROOVE, 0 in the paper; likewise. In
+            float16 1e-8 is 0.
         reduction: "mean", "sum" or "none".
 
     Returns:
@@ -76,15 +82,17 @@ def lpg_agent_loss(
     eps = batch.hyper("eps", eps, 0.0)
     log_prob = action_log_prob(batch, make_distribution(batch, dist_class))
     if not _is_zero(eps):
-        log_prob = (log_prob.exp() + eps).log()
+        prob = log_prob.exp() + eps
+        some = prob > 0  # else eps is a tensor that is 0, or is rounded to it
+        log_prob = torch.where(some, torch.where(some, prob, 1.0).log(), log_prob)
     prediction = batch.vector("prediction")
     y_hat = batch.vector("y_hat", prediction.shape[-1], "prediction", fill=1.0)
-    divergence = _divergence(prediction, y_hat, eps)
+    kl = _divergence(prediction, y_hat, eps)
     losses = {
         "loss_objective": -log_prob * batch.step("pi_hat"),
-        "loss_prediction": batch.hyper("prediction_coeff", prediction_coeff) * divergence,
+        "loss_prediction": batch.hyper("prediction_coeff", prediction_coeff) * kl,
     }
-    return batch.reduced(reduction, losses, {"prediction_kl": divergence})
+    return batch.reduced(reduction, losses, {"prediction_kl": kl})
 
 
 def lpg_regularizer_loss(
@@ -280,10 +288,12 @@ def _divergence(prediction: Tensor, y_hat: Tensor, eps: float | Tensor) -> Tenso
     """KL(y || y_hat) with eps inside both logarithms, ``[*B]``."""
     log_y = log_softmax(prediction)
     y = log_y.exp()
+    some = y > 0
+    y_hat = torch.where(some, y_hat, 1.0)
     if _is_zero(eps):
-        return (y * (log_y - y_hat.log())).sum(-1)
+        return divergence(log_y, log(y_hat))
     floor = eps.unsqueeze(-1) if isinstance(eps, Tensor) and eps.dim() else eps  # [*B, 1]
-    return (y * ((y + floor).log() - (y_hat + floor).log())).sum(-1)
+    return times(y, (torch.where(some, y, 1.0) + floor).log() - log(y_hat + floor)).sum(-1)
 
 
 def _is_zero(eps: float | Tensor) -> bool:

@@ -112,7 +112,7 @@ def as_module(loss: Callable[..., TensorDictBase], *args: Any, **hyper: Any) -> 
         A module from a td to the td of losses.
 
     Raises:
-        TypeError: the loss takes no such hyper-parameter.
+        TypeError: the loss takes no such hyper-parameter, or is no function.
         ValueError: a hyper-parameter has the name of an attribute that each module has.
 
     Example:
@@ -120,6 +120,8 @@ def as_module(loss: Callable[..., TensorDictBase], *args: Any, **hyper: Any) -> 
         >>> losses.as_module(losses.a2c_loss, gamma=0.99, lmbda=0.95)
         LossModule(a2c_loss, gamma=0.99, lmbda=0.95)
     """
+    if not callable(loss):
+        raise TypeError(f"as_module: loss is {kind(loss)}, expected a function")
     try:
         inspect.signature(loss).bind(None, *args, **hyper)
     except TypeError as error:

@@ -14,9 +14,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from ._check import check_flag, check_float, check_scalar
+from ._check import check_flag, check_float, check_int, check_order, check_scalar, kind
 from ._numbers import root
-from ._state import entries, new_state
+from ._state import check_dtype, entries, new_state
 
 _MOMENTS = (("mean", "variance", "weight"), "ema_moments_init")
 _RANGE = (("low", "high"), "return_scale_init")
@@ -39,8 +39,18 @@ def ema_moments_init(
         A td of batch size ``[]`` with ``mean`` and ``variance`` ``[*shape]`` and ``weight`` ``[]``,
         the sum of all weights so far: 1 - decay^n after n updates.
 
+    Raises:
+        ValueError: a size is negative.
+        TypeError: the shape holds no ints, or the dtype is not floating-point.
+
     Source: rlax, ``create_ema``.
     """
+    name = "ema_moments_init"
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise TypeError(f"{name}: shape is {kind(shape)}, expected a sequence of ints")
+    for i, size in enumerate(shape):
+        check_int(name, f"shape[{i}]", size, 0)
+    check_dtype(name, dtype)
     zeros = torch.zeros(tuple(shape), dtype=dtype, device=device)
     weight = torch.zeros((), dtype=dtype, device=device)
     return new_state(mean=zeros, variance=zeros.clone(), weight=weight)
@@ -187,8 +197,12 @@ def return_scale_init(
     Returns:
         A td of batch size ``[]`` with ``low`` and ``high``, 0-d.
 
+    Raises:
+        TypeError: the dtype is not floating-point.
+
     Source: Hafner et al. (2023), "Mastering diverse domains through world models".
     """
+    check_dtype("return_scale_init", dtype)
     zero = torch.zeros((), dtype=dtype, device=device)
     return new_state(low=zero, high=zero.clone())
 
@@ -213,7 +227,7 @@ def return_scale_update(
         state: from ``return_scale_init`` or an earlier update.
         returns: ``[*batch]`` float, any shape; a NaN counts as the largest.
         decay: in [0, 1]; float or 0-d tensor.
-        low_quantile: in [0, 1]; likewise.
+        low_quantile: in [0, 1], not above ``high_quantile``; likewise.
         high_quantile: in [0, 1]; likewise.
         mask: returns that count, ``[*batch]`` bool; all if None. If none does, the state stays as
             it is.
@@ -237,6 +251,7 @@ def return_scale_update(
         check_scalar(name, "low_quantile", low_quantile, 0.0, 1.0),
         check_scalar(name, "high_quantile", high_quantile, 0.0, 1.0),
     )
+    check_order(name, *quantiles, ("low_quantile", "high_quantile"))
     kept = None if mask is None else _check_mask(name, mask, shape).reshape(-1)
     ranked, count = _ranked(returns.to(old[0].dtype).reshape(-1), kept)
     found = [_quantile(ranked, count, q) for q in quantiles]

@@ -28,9 +28,15 @@ from ._batch import Batch
 from ._check import missing
 from ._numbers import times
 from .distributions import DistClass, action_log_prob, make_distribution
-from .e_step import mpo_temperature_dual, mpo_weights, vmpo_temperature_dual, vmpo_weights
+from .e_step import mpo_temperature_dual as mpo_temperature_dual
+from .e_step import mpo_weights as mpo_weights
+from .e_step import vmpo_temperature_dual as vmpo_temperature_dual
+from .e_step import vmpo_weights as vmpo_weights
 from .imitation import sampled_cross_entropy
 from .lagrange import Constraints, duals, penalties
+from .lagrange import LagrangePenalty as LagrangePenalty
+from .lagrange import lagrange_dual as lagrange_dual
+from .lagrange import lagrange_penalty as lagrange_penalty
 
 # ---- estimators
 

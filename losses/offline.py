@@ -34,10 +34,14 @@ from ._critics import (
     critic_metrics,
     ensemble_loss,
     finished_target,
-    following,
     one_step_target,
 )
 from ._numbers import times
+from .cql import cql_alpha_prime_loss as cql_alpha_prime_loss
+from .cql import cql_loss as cql_loss
+from .cql import cql_penalty as cql_penalty
+from .cql import discrete_cql_loss as discrete_cql_loss
+from .cql import discrete_cql_penalty as discrete_cql_penalty
 from .distances import asymmetric, squared_error
 from .distributions import DistClass, action_log_prob, make_distribution
 from .imitation import action_distance
@@ -303,6 +307,6 @@ def iql_critic_loss(
         target = batch.step("value_target")
     else:
         hint = "It comes from running the value network on td['next']."
-        after = following(batch).step(("next", "state_value"), hint=hint)
+        after = batch.step(("next", "state_value"), hint=hint)
         target = one_step_target(batch, after.detach(), gamma)
     return ensemble_loss(batch, distance, value, target, reduction)

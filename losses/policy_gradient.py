@@ -26,6 +26,10 @@ from .distributions import (
     make_distribution,
 )
 from .estimators import stopped_advantage
+from .regret import add_action_advantage as add_action_advantage
+from .regret import qpg_loss as qpg_loss
+from .regret import rm_loss as rm_loss
+from .regret import rpg_loss as rpg_loss
 from .returns import reverse_linear
 from .value import critic_error
 

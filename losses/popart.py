@@ -22,6 +22,7 @@ from ._check import (
     check_flag,
     check_float,
     check_int,
+    check_order,
     check_scalar,
     dtype,
     gather,
@@ -29,7 +30,7 @@ from ._check import (
     kind,
 )
 from ._numbers import root
-from ._state import entries, new_state
+from ._state import check_dtype, entries, new_state
 
 _KEYS = ("shift", "scale", "variance")
 
@@ -49,11 +50,12 @@ def popart_init(
 
     Raises:
         ValueError: ``n`` is below 1.
-        TypeError: ``n`` is not an int.
+        TypeError: ``n`` is not an int, or the dtype is not floating-point.
 
     Source: van Hasselt et al. (2016), "Learning values across many orders of magnitude".
     """
     check_int("popart_init", "n", n, 1)
+    check_dtype("popart_init", dtype)
     one = torch.ones(n, dtype=dtype, device=device)
     return _state(torch.zeros_like(one), one, one.clone())
 
@@ -85,7 +87,7 @@ def popart_update(
         indices: which output each target is for, ``[...]`` of integers.
         step_size: in [0, 1]; float or 0-d tensor.
         scale_lb: smallest scale, at least 0; likewise.
-        scale_ub: largest scale; likewise.
+        scale_ub: largest scale, not below ``scale_lb``; likewise.
         mask: targets that count, ``[...]`` bool; all if None.
 
     Returns:
@@ -109,6 +111,7 @@ def popart_update(
             ("scale_ub", scale_ub, (0.0,)),
         )
     )
+    check_order(name, low, high, ("scale_lb", "scale_ub"))
     chosen = indices.unsqueeze(-1) == torch.arange(shift.shape[0], device=shift.device)
     if mask is not None:
         chosen = chosen & mask.unsqueeze(-1)

@@ -30,7 +30,6 @@ from ._critics import (
     critic_metrics,
     distances,
     finished_target,
-    following,
     greedy,
     one_step_target,
 )
@@ -355,9 +354,8 @@ def _regression(
     if finished_target(batch, "add_q_target", gamma=gamma):
         target = batch.step("value_target")
     else:
-        ahead = following(batch)
-        after = ahead.vector(("next", key), size, key)
-        index = greedy(ahead, after, key, selects)
+        after = batch.vector(("next", key), size, key)
+        index = greedy(batch, after, key, selects)
         target = one_step_target(batch, picked(after, index).detach(), gamma)
     error = distances(batch, distance, value, target)
     return batch.reduced(reduction, {"loss_critic": error}, critic_metrics(value, target))

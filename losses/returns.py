@@ -17,7 +17,8 @@ bool.
 A truncation is ``done`` without ``terminated``: the return stops there and bootstraps on
 ``next_value``. So the result over a concatenation of episodes is the concatenation of the results.
 The ``next_value`` of a terminated step is without influence and without gradient, whatever number
-stands there, NaN included.
+stands there, NaN included. Rewards and other values are to be finite: an episode's end is a factor
+of 0, and 0 times infinity is NaN in every step before. The mask of an estimator leaves steps out.
 
 With a pair ``tx`` of functions, ``apply`` and its inverse ``inverse``, values live in a transformed
 space (a squashed one, say): they come in transformed, and so goes the result,
@@ -44,6 +45,11 @@ from ._check import (
 )
 from ._recurrence import METHODS, solve
 from ._steps import check_arguments, closed, discounts, opened, plain_values
+from .off_policy import VTrace as VTrace
+from .off_policy import off_policy_returns as off_policy_returns
+from .off_policy import retrace as retrace
+from .off_policy import retrace_continuous as retrace_continuous
+from .off_policy import vtrace as vtrace
 from .scaling import TxPair
 
 

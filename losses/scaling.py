@@ -18,6 +18,18 @@ import torch
 from torch import Tensor
 
 from ._check import check_float, check_hyper, kind, no_data
+from .moments import ema_moments_init as ema_moments_init
+from .moments import ema_moments_normalize as ema_moments_normalize
+from .moments import ema_moments_unnormalize as ema_moments_unnormalize
+from .moments import ema_moments_update as ema_moments_update
+from .moments import return_scale as return_scale
+from .moments import return_scale_init as return_scale_init
+from .moments import return_scale_update as return_scale_update
+from .popart import popart_init as popart_init
+from .popart import popart_normalize as popart_normalize
+from .popart import popart_rescale as popart_rescale
+from .popart import popart_unnormalize as popart_unnormalize
+from .popart import popart_update as popart_update
 
 # ---- elementwise
 
@@ -320,7 +332,7 @@ def _check_support(function: str, support: Any) -> int:
             f"{function}: support has shape {tuple(support.shape)}, expected [K] with K of at "
             "least 2"
         )
-    if not no_data() and not bool((support.diff() > 0).all()):
+    if not no_data(support) and not bool((support.diff() > 0).all()):
         raise ValueError(f"{function}: support does not increase, expected increasing atoms")
     return support.shape[0] - 1
 

@@ -395,14 +395,17 @@ def _chosen(batch: Batch, value: Tensor, subset: Any) -> Tensor:
             "is taken over, e.g. subset=torch.randperm(10)[:2]"
         )
     if isinstance(subset, Sequence) and not isinstance(subset, str):
-        subset = torch.tensor([*subset], device=value.device)
+        try:
+            subset = torch.tensor([*subset], device=value.device)
+        except (ValueError, TypeError, RuntimeError):
+            raise TypeError(f"{name}: subset is {subset!r}, expected indices") from None
     if not isinstance(subset, Tensor):
         raise TypeError(f"{name}: subset is {kind(subset)}, expected a tensor of indices")
     if subset.dim() != 1 or not subset.numel():
         raise ValueError(f"{name}: subset has shape {tuple(subset.shape)}, expected [M], M >= 1")
     if not is_integer(subset):
         raise TypeError(f"{name}: subset has dtype {dtype(subset)}, expected integers")
-    if not no_data() and bool(((subset < 0) | (subset >= size)).any()):
+    if not no_data(subset) and bool(((subset < 0) | (subset >= size)).any()):
         raise ValueError(
             f"{name}: subset holds an index outside of 0 to {size - 1} "
             f"(next.state_action_value has {size} members)"

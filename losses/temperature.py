@@ -14,7 +14,7 @@ from torch import Tensor
 from ._batch import Batch
 from ._check import check_float, check_hyper, check_order
 from ._critics import LOG_PROB
-from ._numbers import bounded
+from ._numbers import bounded, log
 
 
 def sac_temperature_loss(
@@ -66,8 +66,9 @@ def bounded_log_alpha(
 
     State in, state out: applied to what an update gives, before the next one reads it, this is
     TorchRL's clamping of ``log_alpha`` in place. At a bound log_alpha keeps its gradient, so it can
-    leave again; beyond one it gets none, and the bound does. For TorchRL's REDQ, whose gradient
-    passes straight through, write ``log_alpha + (bounded_log_alpha(...) - log_alpha).detach()``.
+    leave again; beyond one it gets none, and the bound does; a ``low`` of 0 never does. For
+    TorchRL's REDQ, whose gradient passes straight through, write ``log_alpha +
+    (bounded_log_alpha(...) - log_alpha).detach()``.
 
     Args:
         log_alpha: ``[...]`` float.
@@ -112,5 +113,5 @@ def temperature_terms(
 
 def _log(x: float | Tensor) -> Any:
     if isinstance(x, Tensor):
-        return x.log()
+        return log(x)
     return math.log(x) if x > 0 else -math.inf

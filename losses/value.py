@@ -18,9 +18,16 @@ from torch import Tensor
 
 from ._batch import Batch
 from ._check import check_alike, check_hyper
-from ._critics import Distance, critic_metrics, distances, finished_target
+from ._critics import Distance, checked_distance, critic_metrics, distances, finished_target
 from ._numbers import bounded
-from .distances import asymmetric, squared_error
+from .distances import absolute_error as absolute_error
+from .distances import asymmetric
+from .distances import clip_gradient as clip_gradient
+from .distances import expectile_error as expectile_error
+from .distances import half_squared_error as half_squared_error
+from .distances import huber as huber
+from .distances import huber_error as huber_error
+from .distances import squared_error as squared_error
 from .estimators import stopped_advantage
 from .returns import td_targets
 
@@ -82,15 +89,21 @@ def clipped_error(
         ``[...]``, one number per element, without a further factor of 1/2.
 
     Raises:
-        ValueError: the shapes differ, or ``value_clip`` is a negative float.
-        TypeError: an argument is not floating-point.
+        ValueError: the shapes differ, ``value_clip`` is a negative float, or the distance gives
+            another shape.
+        TypeError: an argument is not floating-point, or the distance is no function or gives no
+            tensor.
 
     Source: the code of Schulman et al. (2017), "Proximal policy optimization algorithms".
     """
     name = "clipped_error"
     shape = check_alike(name, {"value": value, "old_value": old_value, "target": target})
     check_hyper(name, "value_clip", value_clip, shape, "value", 0.0)
-    return larger_error(value, old_value, value_clip, lambda v: distance(v, target))
+
+    def error(v: Tensor) -> Tensor:
+        return checked_distance(name, distance, v, target)
+
+    return larger_error(value, old_value, value_clip, error)
 
 
 def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

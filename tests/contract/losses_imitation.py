@@ -22,6 +22,13 @@ def taught():
     return tree.new({"logits": draw("logits", *SIZE, 3), "teacher": teacher}, SIZE)
 
 
+def taught_normal():
+    def normal(name):
+        return {"loc": draw(name, *SIZE, 3), "scale": draw(f"{name} scale", *SIZE, 3, low=0.5)}
+
+    return tree.new({**normal("policy"), "teacher": tree.new(normal("teacher"), SIZE)}, SIZE)
+
+
 def drawn():
     entries = {
         "logits": draw("logits", *SIZE, 3),
@@ -43,6 +50,11 @@ ROWS = [
     Reducer("bc_loss", cloned, ("logits",), {"entropy_coeff": 0.1}),
     Reducer("distillation_loss", taught, ("logits",)),
     Case("losses.bc_loss of a prediction", summed(losses.bc_loss), lambda: (predicted(),)),
+    Case(
+        "losses.distillation_loss of a normal teacher",
+        lambda td: losses.total(losses.distillation_loss(td, losses.independent_normal)),
+        lambda: (taught_normal(),),
+    ),
     Case(
         "losses.distillation_loss of samples", summed(losses.distillation_loss), lambda: (drawn(),)
     ),

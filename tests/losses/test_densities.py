@@ -141,9 +141,17 @@ def test_bounds_of_a_tanh_normal_carry_gradient(central):
     [
         (lambda: tanh_normal(draw(4, 2), draw(3)), ValueError, "tanh_normal: scale has shape"),
         (lambda: tanh_normal(draw(()), draw(())), ValueError, r"loc has shape \(\), expected"),
-        (lambda: tanh_normal(draw(2), draw(2), 1.0, 1.0), ValueError, "low is 1.0, expected a num"),
-        (lambda: tanh_normal(draw(2), draw(2), "a"), TypeError, "low is a str"),
-        (lambda: tanh_normal(draw(2), draw(2), draw(3)), ValueError, r"low has shape \(3,\)"),
+        (
+            lambda: tanh_normal(draw(2), numbers(1.0, 2.0), 1.0, 1.0),
+            ValueError,
+            "low is 1.0, expected a num",
+        ),
+        (lambda: tanh_normal(draw(2), numbers(1.0, 2.0), "a"), TypeError, "low is a str"),
+        (
+            lambda: tanh_normal(draw(2), numbers(1.0, 2.0), draw(3)),
+            ValueError,
+            r"low has shape \(3,\)",
+        ),
         (
             lambda: tanh_normal(draw(2), draw(2).exp()).log_prob(draw(1)),
             ValueError,
@@ -184,7 +192,8 @@ def test_bounds_of_a_tanh_normal_carry_gradient(central):
         ),
         (
             lambda: kl_divergence(
-                tanh_normal(draw(2), draw(2)), tanh_normal(draw(2), draw(2), -2.0)
+                tanh_normal(draw(2), numbers(1.0, 2.0)),
+                tanh_normal(draw(2), numbers(1.0, 2.0), -2.0),
             ),
             ValueError,
             "kl_divergence: no divergence is known of a TanhNormal from a TanhNormal",

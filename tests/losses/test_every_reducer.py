@@ -283,9 +283,7 @@ def test_a_trailing_axis_of_one_is_none(row):
             assert_close(found[name], expected[name], msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in REDUCERS if row.per_step], ids=lambda row: row.name
-)
+@pytest.mark.parametrize("row", [row for row in REDUCERS if row.per_step], ids=lambda row: row.name)
 def test_any_batch_size(row):
     td, hyper = held(row)
     whole = row.call(td, hyper, reduction="none")

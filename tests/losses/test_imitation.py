@@ -340,7 +340,7 @@ def test_mapped_over_teachers():
         (
             lambda: distillation_loss(taught().set("teacher", normal(B, A))),
             TypeError,
-            "teacher is a Tensor, expected a nested td",
+            "teacher is a Tensor, expected a TensorDict",
         ),
         (
             lambda: distillation_loss(taught().set(("teacher", "logits"), normal(B, 4))),
@@ -365,7 +365,7 @@ def test_mapped_over_teachers():
                 independent_normal,
             ),
             ValueError,
-            "the policy is an Independent, expected a categorical one",
+            "the td has no 'teacher.logits'.*or loc and scale",
         ),
         (
             lambda: sampled_cross_entropy(torch.ones(2, 3), torch.ones(3)),

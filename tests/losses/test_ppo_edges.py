@@ -248,7 +248,7 @@ def test_bad_input():
         ppo_clip_loss(td.exclude(("behavior", "state_value")), value_clip=0.2)
     with pytest.raises(ValueError, match=r"^ppo_clip_loss: distance's result has shape \(\)"):
         ppo_clip_loss(td, distance=F.mse_loss)
-    with pytest.raises(ValueError, match=r"^ppo_loss: the td has batch size \(0,\), expected"):
+    with pytest.raises(ValueError, match=r"^ppo_loss: the td has batch size \[0\], expected"):
         ppo_loss(td[:0])
     for name in ("alpha", "beta"):
         with pytest.raises(ValueError, match=f"^discovered_policy_loss: {name} is 0, expected a"):

@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDict
 from torch.func import grad, vmap
 from torch.testing import assert_close
+from torchrl.data import MultiStep
 from torchrl.objectives.value import TD0Estimator
 from torchrl.objectives.value import functional as torchrl
 
@@ -440,3 +441,30 @@ def test_bad_input(replayed, call, error, text):
     with pytest.raises(error, match=text) as caught:
         call(replayed(4))
     assert "\n" not in str(caught.value)
+
+
+def test_the_output_of_multi_step_as_it_is():
+    """TorchRL's writes the sum of n rewards, n, and gamma^n: the entry is not raised again."""
+    td = TensorDict(
+        {
+            "collector": TensorDict({"traj_ids": torch.zeros(1, 5, dtype=torch.int64)}, [1, 5]),
+            "next": TensorDict(
+                {
+                    "reward": torch.arange(1.0, 6.0, dtype=F64).reshape(1, 5, 1),
+                    "state_value": torch.linspace(-1, 1, 5, dtype=F64).reshape(1, 5, 1),
+                    "done": torch.zeros(1, 5, 1, dtype=torch.bool),
+                    "terminated": torch.zeros(1, 5, 1, dtype=torch.bool),
+                },
+                [1, 5],
+            ),
+        },
+        [1, 5],
+    )
+    out = MultiStep(gamma=0.9, n_steps=3)(td.clone())
+    assert out["steps_to_next_obs"].max() == 3 and "gamma" in out.keys()
+    n = out["steps_to_next_obs"].squeeze(-1)
+    value = out["next", "state_value"].squeeze(-1)
+    expected = out["next", "reward"].squeeze(-1) + 0.9 ** n.to(F64) * value
+    flat = out.copy().set("gamma", out["gamma"].reshape(n.shape).to(F64))
+    for found in (flat, out.exclude("gamma")):
+        assert_close(add_td_target(found, 0.9)["value_target"], expected)

@@ -9,7 +9,7 @@ others in, and none is copied. Hyper-parameters are buffers (parameters, if they
 read at each call; a tensor is registered as it is, graph included.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar
@@ -23,6 +23,17 @@ from torchrl.objectives.utils import ValueEstimators, default_value_kwargs
 
 import losses
 
+from .heads import key_list, nested
+
+# what each estimator is made with, and the options that standardize its advantages
+ESTIMATORS: dict[ValueEstimators, tuple[str, ...]] = {
+    ValueEstimators.TD0: ("gamma",),
+    ValueEstimators.TD1: ("gamma",),
+    ValueEstimators.TDLambda: ("gamma", "lmbda"),
+    ValueEstimators.GAE: ("gamma", "lmbda"),
+    ValueEstimators.VTrace: ("gamma", "rho_thresh", "c_thresh"),
+}
+AVERAGES = {ValueEstimators.GAE: "average_gae", ValueEstimators.VTrace: "average_adv"}
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": losses.absolute_error,
     "l2": losses.squared_error,
@@ -43,11 +54,15 @@ class FunctionalLoss(LossModule):
     """Base of the loss modules: networks, hyper-parameters and the names of keys."""
 
     hyper_names: ClassVar[tuple[str, ...]] = ("gamma", "lmbda")
+    pure_names: ClassVar[dict[str, str]] = {}  # what the pure functions call some of them
+    value_types: ClassVar[tuple[ValueEstimators, ...]] = (ValueEstimators.TD0,)
+    result_keys: ClassVar[list[str]] = []  # of the result, in TorchRL's order
 
     def __init__(self, reduction: str | None, **hyper: Any) -> None:
         """Registers the hyper-parameters; those that are None are left out."""
         super().__init__()
         self.reduction = "mean" if reduction is None else reduction
+        self.average = False
         for name, value in hyper.items():
             if value is not None:
                 setattr(self, name, value)
@@ -55,9 +70,21 @@ class FunctionalLoss(LossModule):
 
     # ---- hyper-parameters
 
-    def hyper(self, *names: str) -> dict[str, Any]:
-        """The hyper-parameters of these names that are set, as they stand."""
-        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+    def hyper(self, td: TensorDictBase, *names: str) -> dict[str, Any]:
+        """The hyper-parameters of these names that there are: the td's entries, else our own."""
+        found = {name: self.entry(td, name) for name in names}
+        own = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return own | {name: value for name, value in found.items() if value is not None}
+
+    def entry(self, td: TensorDictBase, name: str) -> Tensor | None:
+        """The td's entry for a hyper-parameter, under TorchRL's name or the pure function's."""
+        if name == "gamma" and "nonterminal" in td.keys():  # MultiStep's, and a power already
+            return None
+        found = (td.get(key, None) for key in (name, self.pure_names.get(name, name)))
+        value = next((x for x in found if x is not None), None)
+        if value is None or value.shape != (*td.batch_size, 1):
+            return value
+        return value.squeeze(-1)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A hyper-parameter that is assigned becomes a buffer, or a parameter if it is one."""
@@ -148,21 +175,56 @@ class FunctionalLoss(LossModule):
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         """Keys are read at each call: nothing is to be forwarded."""
 
+    def networks(self) -> list[Any]:
+        """The networks that are held, each member of an ensemble by itself."""
+        held = [x for name, x in self._modules.items() if name.endswith("_network")]
+        found = [x for x in held if x is not None]
+        return [x for net in found for x in (net if isinstance(net, nn.ModuleList) else [net])]
+
+    @property
+    def action_keys(self) -> list[Any]:
+        """The entries of the action, one for each head."""
+        return key_list(getattr(self.tensor_keys, "action", []))
+
     @property
     def in_keys(self) -> list[Any]:
         """The entries that the module reads."""
-        networks = [x for name, x in self._modules.items() if name.endswith("_network")]
-        members: list[Any] = []
-        for network in networks:
-            members += network if isinstance(network, nn.ModuleList) else [network]
-        own = [key for network in members for key in network.in_keys]
         step = [("next", self.key(name)) for name in ("reward", "done", "terminated")]
-        action = [self.key("action")] if hasattr(self.tensor_keys, "action") else []
-        keys = [*action, *step, *own, *(_after(key) for key in own)]
-        return list(dict.fromkeys(keys))
+        return list(dict.fromkeys([*self.action_keys, *step, *self.root_keys, *self.next_keys]))
 
-    def opened(self, td: TensorDictBase) -> dict[str, Any]:
-        """The entries that every loss reads, under our names."""
+    @property
+    def out_keys(self) -> list[str]:
+        """The entries of the result, or those of them that ``select_out_keys`` chose."""
+        return self.__dict__.get("_out_keys_apparent") or list(self.result_keys)
+
+    @out_keys.setter
+    def out_keys(self, value: Iterable[str]) -> None:
+        self._out_keys = self._out_keys_apparent = list(value)
+
+    @property
+    def root_keys(self) -> list[Any]:
+        """What the networks read of the state, and the critics of the action."""
+        actor, made = self._modules.get("actor_network"), self._made_keys()
+        own = [(x is actor, key) for x in self.networks() for key in x.in_keys]
+        return [key for acts, key in own if not (acts and key in made)]
+
+    @property
+    def next_keys(self) -> list[Any]:
+        """What the networks read of the state that follows, and the actor does not make."""
+        made = {*self.action_keys, *self._made_keys()}
+        return [nested("next", key) for key in self.root_keys if key not in made]
+
+    def _made_keys(self) -> set[Any]:
+        """What the actor writes, and the tds that it stands in."""
+        actor: Any = self._modules.get("actor_network")
+        keys = [nested(key) for key in actor.out_keys] if actor is not None else []
+        parts = {key[:n] for key in keys for n in range(1, len(key) + 1)}
+        return {key[0] if len(key) == 1 else key for key in parts}
+
+    def opened(self, td: TensorDictBase) -> TensorDict:
+        """The entries that every loss reads, under our names, in a td of their own."""
+        made = self._made_keys()
+        self.require(td, (key for key in self.root_keys if key not in made))
         found = {
             name: td.get(("next", self.key(name)), None)
             for name in ("reward", "done", "terminated")
@@ -171,16 +233,23 @@ class FunctionalLoss(LossModule):
             found["terminated"] = found["done"]
         step = {name: x for name, x in found.items() if x is not None}
         entries: dict[str, Any] = {"next": TensorDict(step, td.batch_size)}
-        optional = {"action": "action", "priority_weight": "weight"}
-        for theirs, ours in optional.items():
-            value = td.get(getattr(self.tensor_keys, theirs, theirs), None)
-            if value is not None and (ours != "weight" or self.use_prioritized_weights):
-                entries[ours] = value
+        weight = td.get(getattr(self.tensor_keys, "priority_weight", "priority_weight"), None)
+        if weight is not None and self.use_prioritized_weights:
+            entries["weight"] = weight
         masks = [td.get(key, None) for key in self._loss_mask_keys()]
         masks = [x.reshape(td.batch_size) for x in masks if x is not None]
         if masks:
             entries["mask"] = torch.stack(masks).all(0)
-        return entries
+        return TensorDict(entries, td.batch_size, names=td.names if any(td.names) else None)
+
+    def require(self, td: TensorDictBase, keys: Iterable[Any]) -> None:
+        """Raises for the first of the entries that is not there."""
+        for key in keys:
+            if td.get(key, None) is None:
+                there = ", ".join(sorted(repr(x) for x in td.keys(True, True)))
+                raise ValueError(
+                    f"{type(self).__name__}: the td has no {key!r}; its keys are {there}"
+                )
 
     # ---- targets
 
@@ -190,29 +259,23 @@ class FunctionalLoss(LossModule):
         """Chooses the estimator, and sets its hyper-parameters: what is given, else defaults."""
         name = type(self).__name__
         value_type = self.default_value_estimator if value_type is None else value_type
-        if value_type not in self.estimators():
-            known = ", ".join(str(x) for x in self.estimators())
+        if value_type not in self.value_types:
+            known = ", ".join(str(x) for x in self.value_types)
             raise ValueError(f"{name}: value_type is {value_type!r}, expected one of {known}")
         self.value_type = value_type
-        defaults = default_value_kwargs(value_type)
-        known = {k: v for k, v in defaults.items() if k in ("gamma", "lmbda")}
-        for key, value in {**known, **hyperparams}.items():
-            if key not in known:
-                raise TypeError(
-                    f"{name}: {key} is not a hyper-parameter of {value_type}, expected one of "
-                    f"{', '.join(known)}"
-                )
+        names, average = ESTIMATORS[value_type], AVERAGES.get(value_type, "")
+        self.average = bool(hyperparams.pop(average, False))
+        defaults = {"rho_thresh": 1.0, "c_thresh": 1.0, **default_value_kwargs(value_type)}
+        accept(f"{name}.make_value_estimator({value_type})", hyperparams, names)
+        for key in names:
             if key in hyperparams or not hasattr(self, key):
-                setattr(self, key, value)
+                setattr(self, key, hyperparams.get(key, defaults[key]))
         return self
 
-    def estimators(self) -> Mapping[ValueEstimators, Callable[..., TensorDictBase]]:
-        """The estimators that the loss can use."""
-        raise NotImplementedError
-
-    def result(self, out: TensorDictBase, **names: str) -> LossOutput:
-        """A loss's result under TorchRL's names."""
-        entries = {names.get(name, name): value for name, value in out.items()}
+    def result(self, td: TensorDictBase, out: TensorDictBase, **names: str) -> LossOutput:
+        """What a loss adds to the td that it read, under TorchRL's names."""
+        read = set(td.keys())
+        entries = {names.get(name, name): x for name, x in out.items() if name not in read}
         return LossOutput(entries, out.batch_size)
 
 
@@ -224,15 +287,23 @@ def distance(function: str, name: str, value: str) -> Callable[[Tensor, Tensor],
     return DISTANCES[value]
 
 
+def accept(function: str, options: Iterable[str], names: Iterable[str]) -> None:
+    """Raises for a keyword that is none of these names."""
+    for option in options:
+        if option not in names:
+            today = {"entropy_coef": "entropy_coeff", "critic_coef": "critic_coeff"}.get(option)
+            hint = f"; it is {today} today" if today else ""
+            raise TypeError(
+                f"{function}: {option} is not a keyword{hint}; the hyper-parameters are "
+                f"{', '.join(names)}"
+            )
+
+
 def unsupported(function: str, **options: Any) -> None:
     """Raises for an option of TorchRL's that has no counterpart, unless it is left out."""
     for name, value in options.items():
         if value not in (None, False, ()):
             raise ValueError(f"{function}: {name} is not supported, leave it out (got {value!r})")
-
-
-def _after(key: Any) -> tuple[str, ...]:
-    return ("next", *((key,) if isinstance(key, str) else key))
 
 
 def _fresh(network: nn.Module) -> nn.Module:

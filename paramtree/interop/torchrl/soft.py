@@ -8,13 +8,15 @@ from typing import Any, ClassVar
 
 import torch
 import torchrl.objectives as peers
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.nn import dispatch
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives.sac import compute_rsample_log_prob
 
 import losses
 
+from .heads import only_key
 from .module import LossOutput, distance
 from .value import CriticLoss
 
@@ -22,13 +24,20 @@ from .value import CriticLoss
 class SACLoss(CriticLoss):
     """``torchrl.objectives.SACLoss`` over ``losses.sac_actor_loss`` and its kin.
 
-    Args are TorchRL's, ``gamma`` is not refused, and every real one may be a tensor.
+    Args are TorchRL's, ``gamma`` is not refused, and every real one may be a tensor. What is drawn
+    is drawn in TorchRL's order, by its function: equal seeds give equal losses.
 
     ``log_alpha`` is a parameter, which its own loss alone trains: it enters the others detached.
     Replaced by a buffer (``register_buffer("log_alpha", tensor)``), or fixed, it enters them as it
-    is. The bounds hold each time it is read, so it is never changed in place. The priority is the
-    largest absolute error of the critics, one number per step. With a ``value_network`` each critic
-    learns from the whole batch; TorchRL deals it out among them.
+    is, and so does an entry ``log_alpha`` of the td.
+
+    Unlike TorchRL's: the bounds hold each time ``log_alpha`` is read, so it is never changed in
+    place. The priority is the largest absolute error of the critics, one number per step. With
+    ``reduction="none"`` the result holds ``alpha`` and ``entropy`` per step. With a
+    ``value_network`` each critic learns from the whole batch; TorchRL deals it out among them. Of
+    one critic that is given the first member begins where it stands, and only the copies elsewhere.
+    ``separate_losses``, ``skip_done_states``, ``deactivate_vmap`` and ``scalar_output_mode`` are
+    without effect: what follows a terminated step never counts.
     """
 
     _AcceptedKeys = peers.SACLoss._AcceptedKeys
@@ -72,106 +81,114 @@ class SACLoss(CriticLoss):
         self.distance = distance("SACLoss", "loss_function", loss_function)
         self.bounds = (0.0 if min_alpha is None else min_alpha, max_alpha or math.inf)
         self.hold("actor_network", actor_network, delay_actor)
-        if value_network is None:
-            self.hold_ensemble("qvalue_network", qvalue_network, num_qvalue_nets, delay_qvalue)
-        else:
-            self.hold_ensemble("qvalue_network", qvalue_network, num_qvalue_nets, False)
+        self.hold_ensemble("qvalue_network", qvalue_network, num_qvalue_nets, delay_qvalue)
+        if value_network is not None:
             self.hold("value_network", value_network, delay_value)
+        heads: Any = list(getattr(actor_network, "dist_sample_keys", []))
+        if heads:
+            self.set_keys(action=only_key(heads))
         if target_entropy == "auto":
             target_entropy = self._target_entropy(action_spec, actor_network)
         self.target_entropy = target_entropy
 
     @property
-    def out_keys(self) -> list[str]:
+    def result_keys(self) -> list[str]:
         """The entries of the result."""
-        value = ["loss_value"] if self._modules.get("value_network") is not None else []
-        return ["loss_actor", "loss_qvalue", "loss_alpha", *value, "alpha", "entropy"]
+        value = [] if self._modules.get("value_network") is None else ["loss_value"]
+        return ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", *value]
 
     def _target_entropy(self, action_spec: Any, actor: nn.Module) -> float:
         """Minus the number of the action's components."""
         spec = getattr(actor, "spec", None) if action_spec is None else action_spec
-        if spec is not None and hasattr(spec, "keys"):
-            spec = spec[self.key("action")]
         if spec is None:
             raise ValueError(
                 "SACLoss: target_entropy is 'auto', which needs action_spec or an actor with a "
                 "spec; give one, or a number"
             )
-        return -float(spec.shape[-1] if len(spec.shape) else 1)
+        leaves = [spec[key] for key in self.action_keys] if hasattr(spec, "keys") else [spec]
+        return -float(sum(x.shape[-1] if len(x.shape) else 1 for x in leaves))
 
     @property
     def alpha(self) -> Tensor:
         """The temperature, within its bounds, without a graph."""
-        return self.temperature().detach()
+        return losses.bounded_log_alpha(self.log_alpha, *self.bounds).exp().detach()
 
-    def temperature(self) -> Tensor:
+    def temperature(self, td: TensorDictBase) -> Tensor:
         """The temperature that the other losses get."""
-        log_alpha = self.log_alpha
+        alpha = td.get("alpha", None)
+        if alpha is not None:
+            return alpha.reshape(td.batch_size)
+        log_alpha = self.hyper(td, "log_alpha")["log_alpha"]
         log_alpha = log_alpha.detach() if isinstance(log_alpha, nn.Parameter) else log_alpha
         return losses.bounded_log_alpha(log_alpha, *self.bounds).exp()
 
-    def drawn(self, actor: Any, td: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """An action that the actor draws, and its log-probability."""
+    def drawn(self, actor: Any, td: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
+        """The td with an action that the actor draws, and its log-probability."""
+        td = td.clone(False)
         with set_exploration_type(ExplorationType.RANDOM):
-            dist = actor.get_dist(td.clone(False))
-            action = dist.rsample()
-        return action, dist.log_prob(action)
+            action, log_prob = compute_rsample_log_prob(actor.get_dist(td))
+        heads = is_tensor_collection(action)
+        return td.update(action if heads else {self.key("action"): action}), log_prob
 
     @dispatch()
     def forward(self, tensordict: TensorDictBase) -> LossOutput:
         """The losses of a td of transitions."""
-        alpha = self.temperature()
-        td, after = self.started(tensordict), tensordict.get("next")
-        td["state_action_value"] = self.values(self.qvalue_network, tensordict, td["action"])
-        action, td["action_log_prob_actor"] = self.drawn(self.actor_network, tensordict)
-        with self.held("qvalue_network") as critics:
-            td["state_action_value_actor"] = self.values(critics, tensordict, action)
-        td = self._with_target(td, after, alpha)
-        options = {"distance": self.distance, "reduction": self.reduction}
-        critic = losses.sac_critic_loss(td, **options)
-        actor = losses.sac_actor_loss(td, alpha=alpha, reduction=self.reduction)
-        parts = [actor, critic, self._temperature_loss(td)]
+        alpha = self.temperature(tensordict)
+        td, after = self.started(tensordict)
+        td["state_action_value"] = self.values(self.qvalue_network, tensordict)
+        parts = []
         if self._modules.get("value_network") is not None:
+            td = self._with_value_target(td, tensordict, after)
             parts.append(self._value_loss(td, tensordict, alpha))
-        out = self.result(self.merged(*parts), loss_critic="loss_qvalue")
-        out["alpha"] = alpha.detach()
-        return out
+        else:
+            td = self._with_target(td, tensordict, after, alpha)
+        drawn, log_prob = self.drawn(self.actor_network, tensordict)
+        with self.held("qvalue_network") as critics:
+            value = self.values(critics, drawn)
+        td = td.copy().update(
+            {"action_log_prob_actor": log_prob, "state_action_value_actor": value}
+        )
+        actor = losses.sac_actor_loss(td, alpha=alpha, reduction=self.reduction)
+        critic = losses.sac_critic_loss(td, distance=self.distance, reduction=self.reduction)
+        parts += [actor, critic, self._temperature_loss(td, tensordict)]
+        out = self.result(td, self.merged(*parts), loss_critic="loss_qvalue")
+        return out.update({"alpha": self.measured(td, alpha.expand(td.batch_size))})
 
     def _with_target(
-        self, td: TensorDict, after: TensorDictBase, alpha: Tensor
+        self, td: TensorDict, tensordict: TensorDictBase, after: TensorDictBase, alpha: Tensor
     ) -> TensorDictBase:
-        if self._modules.get("value_network") is not None:
-            with self.held("value_network", True) as network:
-                td["next", "state_value"] = network(after.clone(False)).get(self.key("value"))
-            return losses.add_td_target(td, self.gamma)
-        with (
-            self.held("actor_network", True) as actor,
-            self.held("qvalue_network", True) as critics,
-        ):
-            action, td["next", "action_log_prob_actor"] = self.drawn(actor, after)
-            td["next", "state_action_value"] = self.values(critics, after, action)
-        return losses.add_soft_target(td, self.gamma, alpha)
+        """What the critics should say; the action that follows is the policy's of today."""
+        with self.held("actor_network") as actor, self.held("qvalue_network", True) as critics:
+            drawn, td["next", "action_log_prob_actor"] = self.drawn(actor, after)
+            td["next", "state_action_value"] = self.values(critics, drawn)
+        return losses.add_soft_target(td, alpha=alpha, **self.hyper(tensordict, "gamma"))
 
-    def _temperature_loss(self, td: TensorDictBase) -> TensorDictBase:
+    def _with_value_target(
+        self, td: TensorDict, tensordict: TensorDictBase, after: TensorDictBase
+    ) -> TensorDictBase:
+        """What the critics should say by the critic of states."""
+        with self.held("value_network", True) as network:
+            td["next", "state_value"] = network(after.clone(False)).get(self.key("value"))
+        return losses.add_td_target(td, **self.hyper(tensordict, "gamma"))
+
+    def _temperature_loss(self, td: TensorDictBase, tensordict: TensorDictBase) -> TensorDictBase:
         held = td.copy()
         held["action_log_prob_actor"] = td["action_log_prob_actor"].detach()
-        return losses.sac_temperature_loss(
-            held,
-            log_alpha=losses.bounded_log_alpha(self.log_alpha, *self.bounds),
-            target_entropy=self.target_entropy,
-            reduction=self.reduction,
-        )
+        hyper = self.hyper(tensordict, "log_alpha", "target_entropy")
+        hyper["log_alpha"] = losses.bounded_log_alpha(hyper["log_alpha"], *self.bounds)
+        return losses.sac_temperature_loss(held, **hyper, reduction=self.reduction)
 
     def _value_loss(
         self, td: TensorDictBase, tensordict: TensorDictBase, alpha: Tensor
     ) -> TensorDictBase:
-        """The loss of a critic of states, which the policy's own sample values."""
+        """The loss of the critic of states, by a draw of the target policy and critics."""
         held = td.exclude("value_target").copy()
-        for key in ("state_action_value_actor", "action_log_prob_actor"):
-            held[key] = td[key].detach()
         held["state_value"] = self.value_network(tensordict.clone(False)).get(self.key("value"))
-        out = losses.sac_value_loss(
-            held, alpha=alpha, distance=self.distance, reduction=self.reduction
-        )
-        names = {name: x for name, x in out.items() if name.startswith("loss_")}
-        return TensorDict({"loss_value": next(iter(names.values()))}, out.batch_size)
+        with (
+            self.held("actor_network", True) as actor,
+            self.held("qvalue_network", True) as critics,
+        ):
+            drawn, held["action_log_prob_actor"] = self.drawn(actor, tensordict)
+            held["state_action_value_actor"] = self.values(critics, drawn)
+        options = {"distance": self.distance, "reduction": self.reduction}
+        return losses.sac_value_loss(held, alpha=alpha, **options).select("loss_value")

@@ -7,7 +7,7 @@ Targets are made with the target networks' parameters detached, a full stop, and
 are: they stay functions of ``gamma`` and of every other hyper-parameter that enters them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -22,17 +22,13 @@ from torchrl.objectives.utils import ValueEstimators
 
 import losses
 
-from .module import FunctionalLoss, LossOutput, distance
+from .module import ESTIMATORS, FunctionalLoss, LossOutput, distance
 
 
 class CriticLoss(FunctionalLoss):
     """What losses of state-action values share."""
 
     default_value_estimator = ValueEstimators.TD0
-
-    def estimators(self) -> Mapping[ValueEstimators, Any]:
-        """One step, as all of these algorithms take."""
-        return {ValueEstimators.TD0: losses.add_td_target}
 
     @contextmanager
     def held(self, name: str, target: bool = False) -> Iterator[Any]:
@@ -44,24 +40,31 @@ class CriticLoss(FunctionalLoss):
         with params.detach().to_module(network):
             yield network
 
-    def values(self, members: Any, td: TensorDictBase, action: Tensor) -> Tensor:
-        """Q_i(s, a) of an action by each critic, ``[*B, N]``."""
-        found = []
-        networks: Any = members if isinstance(members, nn.ModuleList) else [members]
-        for network in networks:
-            copy = td.clone(False)
-            copy.set(getattr(self.tensor_keys, "action", "action"), action)
-            found.append(network(copy).get(self.key("state_action_value")))
+    def values(self, networks: Any, td: TensorDictBase) -> Tensor:
+        """Q_i(s, a) of the td's own action by each critic, ``[*B, N]``."""
+        members = networks if isinstance(networks, nn.ModuleList) else [networks]
+        key = self.key("state_action_value")
+        found = [network(td.clone(False)).get(key) for network in members]
         dims = td.batch_dims
         return torch.stack([x.reshape(td.batch_size) if x.dim() > dims else x for x in found], -1)
 
-    def started(self, td: TensorDictBase) -> TensorDict:
-        """The entries that every loss reads."""
-        entries = self.opened(td)
-        steps = td.get("steps_to_next_obs", None)
+    def started(self, tensordict: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
+        """The entries that every loss reads, and the td of what follows."""
+        self.require(tensordict, [*self.action_keys, *self.next_keys])
+        td = self.opened(tensordict)
+        steps = tensordict.get("steps_to_next_obs", None)
         if steps is not None:
-            entries["steps_to_next_obs"] = steps
-        return TensorDict(entries, td.batch_size)
+            td["steps_to_next_obs"] = steps
+        return td, tensordict.get("next")
+
+    def measured(self, td: TensorDictBase, x: Tensor) -> Tensor:
+        """A diagnostic ``[*B]``: its mean over the steps that count, per step without reduction."""
+        x, mask = x.detach(), td.get("mask", None)
+        if mask is not None:
+            x = torch.where(mask, x, 0.0)
+        if self.reduction == "none":
+            return x
+        return x.mean() if mask is None else x.sum() / mask.sum()
 
     def merged(self, *outs: TensorDictBase) -> TensorDict:
         """Several results as one; the priority goes by the name that the user has chosen."""
@@ -74,13 +77,17 @@ class CriticLoss(FunctionalLoss):
 class DQNLoss(CriticLoss):
     """``torchrl.objectives.DQNLoss`` over ``losses.q_learning_loss``.
 
-    Args are TorchRL's, and ``gamma`` is not refused. The priority is the absolute error, one
-    number per step; TorchRL's is its square.
+    Args are TorchRL's, and ``gamma`` is not refused.
+
+    Unlike TorchRL's: the priority is the absolute error, one number per step, not its square, and
+    an entry of the result; ``pred_value`` and ``target_value`` are in the result too. With
+    ``double_dqn`` the greedy action is that of the values, whatever else the network would pick.
     """
 
     _AcceptedKeys = peers.DQNLoss._AcceptedKeys
     default_keys = peers.DQNLoss.default_keys
-    hyper_names: ClassVar[tuple[str, ...]] = ("gamma",)
+    hyper_names: ClassVar[tuple[str, ...]] = ("gamma", "lmbda")
+    value_types = (ValueEstimators.TD0, ValueEstimators.TD1, ValueEstimators.TDLambda)
 
     def __init__(
         self,
@@ -107,30 +114,47 @@ class DQNLoss(CriticLoss):
         )
         self.hold("value_network", network, delay_value)
 
-    out_keys: ClassVar[list[str]] = ["loss"]
+    result_keys: ClassVar[list[str]] = ["loss"]
 
     @dispatch()
     def forward(self, tensordict: TensorDictBase) -> LossOutput:
         """The loss of a td of transitions."""
-        key = self.key("action_value")
-        td = self.started(tensordict)
-        td["action_value"] = self.value_network(tensordict.clone(False)).get(key)
-        after = tensordict.get("next")
+        td, after = self.started(tensordict)
+        action = tensordict.get(self.key("action"))
+        td.update({"action": action, "action_value": self._values(self.value_network, tensordict)})
         with self.held("value_network", target=True) as network:
-            td["next", "action_value"] = network(after.clone(False)).get(key)
+            td["next", "action_value"] = self._values(network, after)
         if self.double_dqn:
             with self.held("value_network") as network:
-                td["next", "action_value_selector"] = network(after.clone(False)).get(key)
-        td = losses.add_q_target(td, self.gamma)
+                td["next", "action_value_selector"] = self._values(network, after)
+        td = self._targeted(td, tensordict)
         out = losses.q_learning_loss(td, distance=self.distance, reduction=self.reduction)
-        return self.result(self.merged(out), loss_critic="loss")
+        return self.result(td, self.merged(out), loss_critic="loss")
+
+    def _values(self, network: Any, td: TensorDictBase) -> Tensor:
+        return network(td.clone(False)).get(self.key("action_value"))
+
+    def _targeted(self, td: TensorDict, given: TensorDictBase) -> TensorDictBase:
+        hyper = self.hyper(given, *ESTIMATORS[self.value_type])
+        if self.value_type is ValueEstimators.TD0:
+            return losses.add_q_target(td, **hyper)
+        value = td["next", "action_value"]
+        choice = td.get(("next", "action_value_selector"), value).argmax(-1, keepdim=True)
+        best = value.gather(-1, choice)
+        steps = td.copy().set(("next", "state_value"), best).set("state_value", best)  # not read
+        made = losses.add_lambda_returns(steps, **{"lmbda": 1.0, **hyper})
+        return td.set("value_target", made["value_target"])
 
 
 class DDPGLoss(CriticLoss):
     """``torchrl.objectives.DDPGLoss`` over ``losses.ddpg_actor_loss`` and ``ddpg_critic_loss``.
 
-    Args are TorchRL's, and ``gamma`` is not refused. The priority is the absolute error, one number
-    per step; TorchRL's is its square.
+    Args are TorchRL's, and ``gamma`` is not refused.
+
+    Unlike TorchRL's: the priority is the absolute error, one number per step, not its square;
+    ``pred_value`` and ``target_value`` are means over the steps; with ``reduction="none"`` they are
+    per step, and what belongs to no step is left out (``pred_value_max``, ``target_value_max``).
+    ``separate_losses`` is without effect: no loss trains the parameters of the other network.
     """
 
     _AcceptedKeys = peers.DDPGLoss._AcceptedKeys
@@ -157,33 +181,50 @@ class DDPGLoss(CriticLoss):
         self.hold("actor_network", actor_network, delay_actor)
         self.hold("value_network", value_network, delay_value)
 
-    out_keys: ClassVar[list[str]] = peers.DDPGLoss.out_keys
+    @property
+    def result_keys(self) -> list[str]:
+        """The entries of the result."""
+        whole = ["pred_value_max", "target_value_max"] if self.reduction != "none" else []
+        return ["loss_actor", "loss_value", "pred_value", "target_value", *whole]
+
+    @property
+    def action_keys(self) -> list[Any]:
+        """What the actor writes and the critic reads."""
+        made = self._made_keys()
+        return [key for key in self.value_network.in_keys if key in made]
+
+    @property
+    def in_keys(self) -> list[Any]:
+        """The entries that the module reads."""
+        weight = [self.key("priority_weight")] if self.use_prioritized_weights else []
+        return [*super().in_keys, *weight]
 
     @dispatch()
     def forward(self, tensordict: TensorDictBase) -> LossOutput:
         """The losses of a td of transitions."""
-        td = self.started(tensordict)
-        action = td.get("action", None)
-        action = tensordict.get("action") if action is None else action
-        after = tensordict.get("next")
-        td["state_action_value"] = self.values(self.value_network, tensordict, action)
-        drawn = self.actor_network(tensordict.clone(False)).get("action")
+        td, after = self.started(tensordict)
+        td["state_action_value"] = self.values(self.value_network, tensordict)
+        drawn = self.actor_network(tensordict.clone(False))
         with self.held("value_network") as critic:
-            td["state_action_value_actor"] = self.values(critic, tensordict, drawn)
+            td["state_action_value_actor"] = self.values(critic, drawn)
         with self.held("actor_network", True) as actor, self.held("value_network", True) as critic:
-            following = actor(after.clone(False)).get("action")
-            td["next", "state_action_value"] = self.values(critic, after, following)
-        td = losses.add_min_target(td, self.gamma)
+            td["next", "state_action_value"] = self.values(critic, actor(after.clone(False)))
+        td = losses.add_min_target(td, **self.hyper(tensordict, "gamma"))
         critic = losses.ddpg_critic_loss(td, distance=self.distance, reduction=self.reduction)
         actor = losses.ddpg_actor_loss(td, reduction=self.reduction)
-        return self.result(self.merged(actor, critic), loss_critic="loss_value")
+        return self.result(td, self.merged(actor, critic), loss_critic="loss_value")
 
 
 class TD3Loss(CriticLoss):
     """``torchrl.objectives.TD3Loss`` over ``losses.td3_actor_loss`` and ``td3_critic_loss``.
 
     Args are TorchRL's, ``gamma`` is not refused, and the noise's size and bound may be tensors.
-    The priority is the largest absolute error of the critics, one number per step.
+
+    Unlike TorchRL's: the priority is the largest absolute error of the critics, one number per
+    step, not its square; ``pred_value`` and ``state_action_value_actor`` are means over the
+    critics, and all diagnostics means over the steps, per step with ``reduction="none"``. Of one
+    critic that is given the first member begins where it stands, and only the copies elsewhere.
+    ``separate_losses`` and ``deactivate_vmap`` are without effect.
     """
 
     _AcceptedKeys = peers.TD3Loss._AcceptedKeys
@@ -221,7 +262,14 @@ class TD3Loss(CriticLoss):
         self.register_buffer("min_action", torch.as_tensor(low))
         self.register_buffer("max_action", torch.as_tensor(high))
 
-    out_keys: ClassVar[list[str]] = peers.TD3Loss.out_keys
+    result_keys: ClassVar[list[str]] = [
+        "loss_actor",
+        "loss_qvalue",
+        "pred_value",
+        "state_action_value_actor",
+        "next_state_value",
+        "target_value",
+    ]
 
     def _bounds(self, action_spec: Any, bounds: tuple[Any, Any] | None) -> tuple[Any, Any]:
         if (action_spec is None) == (bounds is None):
@@ -242,26 +290,32 @@ class TD3Loss(CriticLoss):
     def forward(self, tensordict: TensorDictBase) -> LossOutput:
         """The losses of a td of transitions."""
         name = self.key("action")
-        td, after = self.started(tensordict), tensordict.get("next")
-        td["state_action_value"] = self.values(self.qvalue_network, tensordict, td["action"])
-        drawn = self.actor_network(tensordict.clone(False)).get(name)
+        td, after = self.started(tensordict)
+        td["state_action_value"] = self.values(self.qvalue_network, tensordict)
+        drawn = self.actor_network(tensordict.clone(False))
         with self.held("qvalue_network") as critics:
-            td["state_action_value_actor"] = self.values(critics, tensordict, drawn)
+            td["state_action_value_actor"] = self.values(critics, drawn)
         with (
             self.held("actor_network", True) as actor,
             self.held("qvalue_network", True) as critics,
         ):
-            following = actor(after.clone(False)).get(name)
-            following = losses.td3_target_action(
-                following,
-                torch.randn_like(following),
-                self.min_action,
-                self.max_action,
-                sigma=self.policy_noise,
-                noise_clip=self.noise_clip,
-            )
-            td["next", "state_action_value"] = self.values(critics, after, following)
-        td = losses.add_min_target(td, self.gamma)
+            following = actor(after.clone(False))
+            following[name] = self._smoothed(following[name], tensordict)
+            td["next", "state_action_value"] = self.values(critics, following)
+        td = losses.add_min_target(td, **self.hyper(tensordict, "gamma"))
         critic = losses.td3_critic_loss(td, distance=self.distance, reduction=self.reduction)
         actor = losses.td3_actor_loss(td, reduction=self.reduction)
-        return self.result(self.merged(actor, critic), loss_critic="loss_qvalue")
+        out = self.result(td, self.merged(actor, critic), loss_critic="loss_qvalue")
+        values = td["state_action_value_actor"].mean(-1), td["next", "state_action_value"].amin(-1)
+        names = "state_action_value_actor", "next_state_value"
+        return out.update({k: self.measured(td, x) for k, x in zip(names, values, strict=True)})
+
+    def _smoothed(self, action: Tensor, td: TensorDictBase) -> Tensor:
+        """The target policy's action with noise; of a size per step, if the td has one."""
+        sigma, clip = (
+            x.unsqueeze(-1) if x.dim() else x
+            for x in self.hyper(td, "policy_noise", "noise_clip").values()
+        )
+        bounds = self.min_action, self.max_action
+        noise = torch.randn_like(action)
+        return losses.td3_target_action(action, noise, *bounds, sigma=sigma, noise_clip=clip)
