@@ -221,8 +221,6 @@ def test_heads_map_and_their_batch_size_may_be_named():
 
 
 def test_the_behavior_policy_is_read_from_its_own_td():
-    if not hasattr(ppo, "ppo_kl_penalty_loss"):
-        pytest.skip("no loss reads one yet")
     entries = {
         "behavior": TensorDict({"params": TensorDict(heads(5), 4)}, 4),
         "action_log_prob": draw(4),
