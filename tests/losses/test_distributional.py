@@ -186,7 +186,7 @@ def test_targets_made_inside_are_those_made_outside(reducer, make, key, options)
     for found in (
         reducer(td, gamma=0.9, **options),
         reducer(td, gamma=gammas, **options),
-        reducer(td.copy().set("gamma", gammas.unsqueeze(-1)), **options),
+        reducer(td.copy().set("gamma", (gammas ** td["steps_to_next_obs"])[..., None]), **options),
     ):
         for name in made.keys():
             assert_close(found[name], made[name])

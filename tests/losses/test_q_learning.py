@@ -321,7 +321,7 @@ def test_targets_made_inside_are_those_made_outside(reducer):
         found = reducer(td, **hyper)
         for name in made.keys():
             assert_close(found[name], made[name])
-    entry = reducer(td.copy().set("gamma", torch.full((4, 6, 1), 0.9, dtype=D)))
+    entry = reducer(td.copy().set("gamma", 0.9 ** td["steps_to_next_obs"].to(D)))  # gamma^n
     assert_close(entry["loss_critic"], made["loss_critic"])
 
 
