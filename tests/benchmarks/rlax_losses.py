@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Seconds of rlax's returns, jitted on the CPU, forward and backward, as one JSON object.
 
 It runs in an environment that has rlax, and measures what bench_losses.py measures:

@@ -252,7 +252,7 @@ def policy_module(kind: str, **options: Any) -> Any:
 
 
 def summed(out: Any) -> Tensor:
-    return sum(x.sum() for name, x in out.items() if name.startswith("loss"))
+    return torch.stack([x.sum() for name, x in out.items() if name.startswith("loss")]).sum()
 
 
 def quiet(ask: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
