@@ -48,13 +48,13 @@ class Batch:
             raise ValueError(f"{function}: {got}, expected a batch of at least one step")
         self.present = frozenset(td.keys())
         self.mask: Tensor | None = None
-        if self.has("mask"):
-            self.mask = self.flag("mask")
+        self._add_mask("mask")
+        # the padding of TorchRL's trajectories
         if self.has("collector") and isinstance(self.td.get("collector"), TensorDictBase):
             self._add_mask(("collector", "mask"))
 
     def _add_mask(self, key: Key) -> None:
-        """Leaves out what another mask leaves out too, if the td has it: padding of TorchRL's."""
+        """Leaves out what this mask leaves out too, if the td has it."""
         if self.has(key):
             mask = self.flag(key)
             self.mask = mask if self.mask is None else self.mask & mask

@@ -115,13 +115,8 @@ def one_step_target(
 # ---- distances
 
 
-def distances(batch: Batch, distance: Distance, value: Tensor, target: Tensor) -> Tensor:
-    """The distance of each value to its target."""
-    return checked_distance(batch.function, distance, value, target)
-
-
-def checked_distance(function: str, distance: Distance, value: Tensor, target: Tensor) -> Tensor:
-    """What a distance gives, if that is one number per value."""
+def distances(function: str, distance: Distance, value: Tensor, target: Tensor) -> Tensor:
+    """The distance of each value to its target, if it gives one number per value."""
     if not callable(distance):
         got = f"distance is {kind(distance)}"
         raise TypeError(f"{function}: {got}, expected a function of a value and its target")
@@ -146,6 +141,6 @@ def ensemble_loss(
 ) -> TensorDictBase:
     """The result of N critics ``[*B, N]`` that share a target ``[*B]``."""
     each = target.unsqueeze(-1).expand_as(value)
-    losses = {"loss_critic": distances(batch, distance, value, each).sum(-1)}
+    losses = {"loss_critic": distances(batch.function, distance, value, each).sum(-1)}
     metrics = {**critic_metrics(value.mean(-1), target), "td_error": (value - each).abs().amax(-1)}
     return batch.reduced(reduction, losses, metrics)

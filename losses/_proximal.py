@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._batch import Batch
 from ._critics import Distance
-from ._numbers import bounded
+from ._numbers import bounded, normalized
 from .distributions import (
     DistClass,
     action_log_prob,
@@ -22,7 +22,7 @@ from .distributions import (
     kl,
     make_distribution,
 )
-from .estimators import normalized, stopped_advantage
+from .estimators import stopped_advantage
 from .value import critic_error, explained_variance
 
 _DEVIATION_EPS = 1e-8

@@ -206,7 +206,7 @@ def ddpg_critic_loss(
     else:
         after = batch.step(("next", "state_action_value"), hint=NEXT_VALUE)
         target = one_step_target(batch, after.detach(), gamma)
-    losses = {"loss_critic": distances(batch, distance, value, target)}
+    losses = {"loss_critic": distances(batch.function, distance, value, target)}
     metrics = critic_metrics(value, target)
     most = {f"{key}_max": _greatest(batch, metrics[key]) for key in ("pred_value", "target_value")}
     return batch.reduced(reduction, losses, metrics, most)

@@ -182,7 +182,7 @@ def action_distance(batch: Batch, distance: Distance) -> Tensor:
         batch.wrong_shape(
             "action", batch.entry("action"), batch_first(prediction.shape), " (from action_actor)"
         )
-    return distances(batch, distance, prediction, action).mean(-1)
+    return distances(batch.function, distance, prediction, action).mean(-1)
 
 
 def _only_prediction(batch: Batch, bonus: bool) -> None:

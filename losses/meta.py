@@ -255,7 +255,7 @@ def mgrl_outer_loss(
         plain = Batch(batch.function, td.exclude(*learned_with)) if learned_with else batch
         advantage, target = stopped_advantage(plain, *discounts)
     dist = make_distribution(batch, dist_class)
-    error = distances(batch, distance, value, target)
+    error = distances(batch.function, distance, value, target)
     policy_entropy = entropy(batch, dist)
     losses = {
         "loss_objective": -action_log_prob(batch, dist) * advantage,

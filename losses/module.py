@@ -33,7 +33,46 @@ def total(td: TensorDictBase) -> Tensor:
     return sum(parts[1:], start=parts[0])
 
 
-class LossModule(torch.nn.Module):
+class HyperModule(torch.nn.Module):
+    """A module some of whose names are hyper-parameters, which may be of any kind at any time."""
+
+    def is_hyper(self, name: str) -> bool:
+        """Whether the name is a hyper-parameter's."""
+        raise NotImplementedError
+
+    def keep(self, name: str, value: Any) -> None:
+        """Takes a hyper-parameter that is no tensor."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A hyper-parameter replaces the one of its name, whatever kind that was."""
+        if not self.is_hyper(name):
+            super().__setattr__(name, value)
+        elif isinstance(value, torch.nn.Parameter):
+            self.register_parameter(name, value)
+        elif isinstance(value, Tensor):
+            self.register_buffer(name, value)
+        else:
+            self.keep(name, value)
+
+    def forget(self, name: str) -> None:
+        """Drops what is registered under the name, if that is a hyper-parameter's."""
+        if self.is_hyper(name):
+            self._buffers.pop(name, None)
+            self._parameters.pop(name, None)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """As torch's; a hyper-parameter of that name is replaced."""
+        self.forget(name)
+        super().register_buffer(name, tensor, persistent)
+
+    def register_parameter(self, name: str, param: torch.nn.Parameter | None) -> None:
+        """As torch's; a hyper-parameter of that name is replaced."""
+        self.forget(name)
+        super().register_parameter(name, param)
+
+
+class LossModule(HyperModule):
     """A loss as a module without networks, made by ``as_module``."""
 
     def __init__(
@@ -48,37 +87,25 @@ class LossModule(torch.nn.Module):
         for name, value in hyper.items():
             setattr(self, name, value)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """A hyper-parameter replaces the one of its name, whatever kind that was."""
-        if name not in self.__dict__.get("names", ()):
-            super().__setattr__(name, value)
-        elif isinstance(value, torch.nn.Parameter):
-            self.register_parameter(name, value)
-        elif isinstance(value, Tensor):
-            self.register_buffer(name, value)
-        else:
-            self._forget(name)
-            self.fixed[name] = value
-
     def __getattr__(self, name: str) -> Any:
         """A hyper-parameter that is no tensor, else what every module has."""
         fixed = self.__dict__.get("fixed", {})
         return fixed[name] if name in fixed else super().__getattr__(name)
 
-    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """As torch's; a hyper-parameter of that name is replaced."""
-        self._forget(name)
-        super().register_buffer(name, tensor, persistent)
+    def is_hyper(self, name: str) -> bool:
+        """Whether the name is a hyper-parameter's."""
+        return name in self.__dict__.get("names", ())
 
-    def register_parameter(self, name: str, param: torch.nn.Parameter | None) -> None:
-        """As torch's; a hyper-parameter of that name is replaced."""
-        self._forget(name)
-        super().register_parameter(name, param)
+    def keep(self, name: str, value: Any) -> None:
+        """Keeps a hyper-parameter that is no tensor as it is."""
+        self.forget(name)
+        self.fixed[name] = value
 
-    def _forget(self, name: str) -> None:
-        if name in self.names:
-            for place in (self.fixed, self._buffers, self._parameters):
-                place.pop(name, None)
+    def forget(self, name: str) -> None:
+        """Drops what stands under the name, if that is a hyper-parameter's."""
+        super().forget(name)
+        if self.is_hyper(name):
+            self.fixed.pop(name, None)
 
     def hyper(self) -> dict[str, Any]:
         """The hyper-parameters as they stand: what was given or registered last."""

@@ -357,7 +357,7 @@ def _regression(
         after = batch.vector(("next", key), size, key)
         index = greedy(batch, after, key, selects)
         target = one_step_target(batch, picked(after, index).detach(), gamma)
-    error = distances(batch, distance, value, target)
+    error = distances(batch.function, distance, value, target)
     return batch.reduced(reduction, {"loss_critic": error}, critic_metrics(value, target))
 
 

@@ -332,7 +332,7 @@ def sac_value_loss(
     best = batch.members("state_action_value_actor").amin(-1)
     log_prob = batch.step("action_log_prob_actor", hint=LOG_PROB)
     target = best - batch.hyper("alpha", alpha, 0.0) * log_prob
-    error = distances(batch, distance, value, target)
+    error = distances(batch.function, distance, value, target)
     return batch.reduced(reduction, {"loss_value": error}, critic_metrics(value, target))
 
 

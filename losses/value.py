@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ._batch import Batch
 from ._check import check_alike, check_hyper
-from ._critics import Distance, checked_distance, critic_metrics, distances, finished_target
+from ._critics import Distance, critic_metrics, distances, finished_target
 from ._numbers import bounded
 from .distances import absolute_error as absolute_error
 from .distances import asymmetric
@@ -101,7 +101,7 @@ def clipped_error(
     check_hyper(name, "value_clip", value_clip, shape, "value", 0.0)
 
     def error(v: Tensor) -> Tensor:
-        return checked_distance(name, distance, v, target)
+        return distances(name, distance, v, target)
 
     return larger_error(value, old_value, value_clip, error)
 
@@ -189,7 +189,7 @@ def value_loss(
     """
     batch = Batch("value_loss", td)
     value, target = batch.step("state_value"), _target(batch, gamma, lmbda)
-    error = distances(batch, distance, value, target)
+    error = distances(batch.function, distance, value, target)
     losses = {"loss_critic": batch.hyper("critic_coeff", critic_coeff) * error}
     return batch.reduced(reduction, losses, critic_metrics(value, target))
 
@@ -287,10 +287,10 @@ def critic_error(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A value's error per step, and the fraction of clipped values if there is a clip."""
     if value_clip is None and not batch.has("value_clip"):
-        return distances(batch, distance, value, target), {}
+        return distances(batch.function, distance, value, target), {}
     old = batch.step(("behavior", "state_value"), hint="value_clip is the way from there.")
     clip = batch.hyper("value_clip", value_clip, 0.0)
-    error = larger_error(value, old, clip, lambda v: distances(batch, distance, v, target))
+    error = larger_error(value, old, clip, lambda v: distances(batch.function, distance, v, target))
     return error, {"value_clip_fraction": moved_beyond(value, old, clip)}
 
 

@@ -36,8 +36,28 @@ class Case:
     covers: tuple[str, ...] = field(default_factory=tuple)
 
 
+class Row:
+    """What rows of ``losses`` have in common: a name there, and what their case must stand."""
+
+    name: str
+    smooth: int
+    vmapped: bool | str
+    compiled: bool | str
+    inductor: bool
+    covers: tuple[str, ...]
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        return getattr(losses, self.name)
+
+    def standing(self, call: Callable[..., Any], args: Callable[[], tuple[Any, ...]]) -> Case:
+        covers = tuple(f"losses.{name}" for name in self.covers)
+        stands = (self.smooth, self.vmapped, self.compiled, self.inductor, covers)
+        return Case(f"losses.{self.name}", call, args, *stands)
+
+
 @dataclass
-class Function:
+class Function(Row):
     """A row for a per-step function or a function of tensors in ``losses``.
 
     ``args`` are its tensors by name, ``hyper`` its real hyper-parameters and a value for each at
@@ -55,10 +75,6 @@ class Function:
     inductor: bool = False
     covers: tuple[str, ...] = ()
 
-    @property
-    def fn(self) -> Callable[..., Any]:
-        return getattr(losses, self.name)
-
     def call(self, args: Mapping[str, Any], hyper: Mapping[str, Any]) -> Any:
         return self.out(self.fn(**args, **hyper, **self.options))
 
@@ -66,20 +82,11 @@ class Function:
         def call(args: TensorDict, hyper: TensorDict) -> Any:
             return self.call(tree.entries(args), tree.entries(hyper))
 
-        return Case(
-            f"losses.{self.name}",
-            call,
-            lambda: (tree.new(dict(self.args())), numbers(self.hyper)),
-            self.smooth,
-            self.vmapped,
-            self.compiled,
-            self.inductor,
-            tuple(f"losses.{name}" for name in self.covers),
-        )
+        return self.standing(call, lambda: (tree.new(dict(self.args())), numbers(self.hyper)))
 
 
 @dataclass
-class Reducer:
+class Reducer(Row):
     """A row for a reducer: a td ``[2, 5]`` in float64 that it reads, and what is real in it.
 
     ``learned`` are the entries that an agent's networks write; where the td has ``("next", key)``
@@ -107,10 +114,6 @@ class Reducer:
     covers: tuple[str, ...] = ()
 
     @property
-    def fn(self) -> Callable[..., Any]:
-        return getattr(losses, self.name)
-
-    @property
     def real(self) -> set[str]:
         """The keywords that the signature says may be tensors."""
         parameters = inspect.signature(self.fn).parameters.values()
@@ -130,16 +133,34 @@ class Reducer:
             own = {name: h[name] for name in self.hyper}
             return losses.total(self.call(self.finished(td, h), own))
 
-        return Case(
-            f"losses.{self.name}",
-            call,
-            lambda: (self.td(), numbers({**self.hyper, **self.target_hyper})),
-            self.smooth,
-            self.vmapped,
-            self.compiled,
-            self.inductor,
-            tuple(f"losses.{name}" for name in self.covers),
-        )
+        hyper = {**self.hyper, **self.target_hyper}
+        return self.standing(call, lambda: (self.td(), numbers(hyper)))
+
+
+def leaves(td: TensorDictBase) -> list[tuple[Key, torch.Tensor]]:
+    """Paths and tensors of a td."""
+    return [(key, td.get(key)) for key in td.keys(True, True)]
+
+
+def floats(td: TensorDictBase) -> dict[Key, torch.Tensor]:
+    """Its floating-point entries."""
+    return {key: x for key, x in leaves(td) if x.is_floating_point()}
+
+
+def named(key: Key) -> str:
+    """A path as a message has it."""
+    return key if isinstance(key, str) else ".".join(key)
+
+
+def changed(td: TensorDictBase, entries: Mapping[Key, Any]) -> TensorDictBase:
+    """A copy with other entries, which keep their graphs, as those do that stay."""
+    out = td.copy()
+    for key, value in entries.items():
+        if isinstance(key, tuple):
+            nested = out.get(key[0], TensorDict({}, out.batch_size)).copy()
+            key, value = key[0], nested.set(key[1:], value)
+        out = out.set(key, value)
+    return out
 
 
 def numbers(values: Mapping[str, float]) -> TensorDict:

@@ -3,25 +3,14 @@
 import torch
 from tensordict import TensorDict
 
+from tests.contract.case import changed, floats
+
 SIZE = (2, 5)
 TAKEN = torch.ones(SIZE, dtype=torch.int64)  # the second of the actions, at each step
 
 
 def single(x):
     return x.float() if x.is_floating_point() else x
-
-
-def leaves(td):
-    return [(key, td.get(key)) for key in td.keys(True, True)]
-
-
-def changed(td, entries):
-    """A copy with other entries, which keep their graphs."""
-    out = td.copy()
-    for key, x in entries.items():
-        nested = None if isinstance(key, str) else out.get(key[0]).copy().set(key[1:], x)
-        out = out.set(key, x) if nested is None else out.set(key[0], nested)
-    return out
 
 
 def differentiated(call, inputs):
@@ -51,7 +40,7 @@ def finite(call, inputs, what=""):
 
 def of_td(call, td, hyper):
     """The call as a function of all floats, and these."""
-    inputs = {key: x for key, x in leaves(td) if x.is_floating_point()}
+    inputs = floats(td)
 
     def run(live):
         entries = {key: live[key] for key in inputs}

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 import losses
 from paramtree import grad, optim, tree, vmap
-from tests.contract.case import D, Function, Reducer, numbers
+from tests.contract.case import D, Function, Reducer, changed, floats, leaves, named, numbers
 from tests.contract.cases import LOSSES
 
 REDUCERS = [row for row in LOSSES if isinstance(row, Reducer)]
@@ -25,26 +25,9 @@ def held(row):
     return row.finished(row.td(), hyper), {name: hyper[name] for name in row.hyper}
 
 
-def leaves(td):
-    """Paths and tensors of a td."""
-    return [(key, td.get(key)) for key in td.keys(include_nested=True, leaves_only=True)]
-
-
-def changed(td, entries):
-    """An unlocked copy with other entries."""
-    out = td.clone().unlock_()
-    for key, value in entries.items():
-        out.set(key, value)
-    return out
-
-
 def per_step(td):
     """The entries that hold one number per step."""
     return [key for key, x in leaves(td) if x.shape == SIZE]
-
-
-def named(key):
-    return key if isinstance(key, str) else ".".join(key)
 
 
 def central(fn, x, h=1e-6):
@@ -170,23 +153,11 @@ def unroll(row, make, hyper, steps=3):
 
         def loss(p, before=before, own=own):
             now = {key: network(p[named(key)]) for key in row.learned}
-            return losses.total(row.call(changed_entries(before, now), own))
+            return losses.total(row.call(changed(before, now), own))
 
         updates, state = optimizer.update(grad(loss)(params), state, params)
         params = optim.apply_updates(params, updates)
     return sum(weighted(x.sin()) for x in tree.leaves(params))
-
-
-def changed_entries(td, entries):
-    """As ``changed``, keeping the graph of what is not changed."""
-    out = td.copy()
-    for key, value in entries.items():
-        out = out.set(key, value) if isinstance(key, str) else nested(out, key, value)
-    return out
-
-
-def nested(td, key, value):
-    return td.set(key[0], td.get(key[0]).copy().set(key[1:], value))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -252,10 +223,7 @@ def test_a_masked_step_is_not_there(row):
     clean, dirty = changed(td, {"mask": MASK}), changed(td, {**junk, "mask": MASK})
 
     def value(entries, td):
-        return losses.total(row.call(changed_entries(td, entries), hyper))
-
-    def floats(td):
-        return {key: x for key, x in leaves(td) if x.is_floating_point()}
+        return losses.total(row.call(changed(td, entries), hyper))
 
     expected, found = floats(clean), floats(dirty)
     assert_close(value(found, dirty), value(expected, clean))
@@ -363,10 +331,6 @@ def test_float32_stays(row):
 def test_mapped_over_agents(row):
     """vmap over the td alone: the hyper-parameters are shared."""
     td, hyper = held(row)
-    many = torch.stack([td, changed(td, {k: x * 0.9 for k, x in floats_of(td)})])
+    many = torch.stack([td, changed(td, {k: x * 0.9 for k, x in floats(td).items()})])
     found = vmap(lambda td: losses.total(row.call(td, hyper)))(many)
     assert_close(found, torch.stack([losses.total(row.call(x, hyper)) for x in many.unbind(0)]))
-
-
-def floats_of(td):
-    return [(key, x) for key, x in leaves(td) if x.is_floating_point()]

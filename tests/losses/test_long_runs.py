@@ -16,15 +16,13 @@ from torch.testing import assert_close
 import losses
 from losses import independent_normal, masked_categorical, tanh_normal
 from paramtree import tree
-from tests.contract.case import Function, Reducer, numbers
+from tests.contract.case import Function, Reducer, changed, leaves, numbers
 from tests.contract.cases import LOSSES
 from tests.losses.extremes import (
     SIZE,
     TAKEN,
-    changed,
     differentiated,
     finite,
-    leaves,
     of_td,
     policy_td,
     single,

@@ -6,9 +6,9 @@ from tensordict import TensorDict
 from torch.testing import assert_close
 
 import losses
-from tests.contract.case import D, Reducer
+from tests.contract.case import D, Reducer, changed
 from tests.contract.cases import LOSSES
-from tests.losses.test_every_reducer import MASK, SIZE, changed, held
+from tests.losses.test_every_reducer import MASK, SIZE, held
 
 every_reducer = pytest.mark.parametrize(
     "row", [row for row in LOSSES if isinstance(row, Reducer)], ids=lambda row: row.name

@@ -16,7 +16,7 @@ from tensordict import TensorDictBase
 
 import losses
 from paramtree import tree
-from tests.contract.case import Case, Function, Reducer, numbers
+from tests.contract.case import Case, Function, Reducer, changed, floats, named, numbers
 from tests.contract.cases import LOSSES
 from tests.tables.torchrl import QUESTIONS, Question
 
@@ -31,13 +31,8 @@ PAGE = Path(__file__).parents[2] / "losses" / "README.md"
 def live(fn: Callable[[dict, dict], torch.Tensor], entries: dict, hyper: dict) -> list[str]:
     """The entries and hyper-parameters whose derivative of a scalar is not zero."""
     slopes = torch.func.grad(fn, (0, 1))(entries, hyper)
-    both = {**{shown(key): x for key, x in slopes[0].items()}, **slopes[1]}
+    both = {**{named(key): x for key, x in slopes[0].items()}, **slopes[1]}
     return [name for name, x in both.items() if x.abs().sum() > 0]
-
-
-def floats(td: TensorDictBase) -> dict:
-    keys = td.keys(include_nested=True, leaves_only=True)
-    return {key: td.get(key) for key in keys if td.get(key).is_floating_point()}
 
 
 def flows(row: Reducer, finished: bool = True) -> dict[str, list[str]]:
@@ -49,7 +44,7 @@ def flows(row: Reducer, finished: bool = True) -> dict[str, list[str]]:
     names = sorted(key for key in row.call(td, own, **more).keys() if key.startswith("loss_"))
 
     def one(name: str) -> list[str]:
-        return live(lambda e, h: row.call(filled(td, e), h, **more)[name], floats(td), own)
+        return live(lambda e, h: row.call(changed(td, e), h, **more)[name], floats(td), own)
 
     return {name: one(name) for name in names}
 
@@ -72,27 +67,12 @@ def estimator_flows(name: str) -> dict[str, list[str]]:
 
     def one(key: str) -> list[str]:
         def value(entries: dict, hyper: dict) -> torch.Tensor:
-            x = fn(filled(td, entries), **hyper, **options)[key].flatten()
+            x = fn(changed(td, entries), **hyper, **options)[key].flatten()
             return (x * wave[: len(x)]).sum()
 
         return live(value, floats(td), hyper)
 
     return {key: one(key) for key in written if not isinstance(made.get(key), TensorDictBase)}
-
-
-def filled(td: TensorDictBase, entries: dict) -> TensorDictBase:
-    out = td.copy()
-    for key, value in entries.items():
-        if isinstance(key, tuple):
-            head = out.get(key[0]).copy()
-            out.set(key[0], head.set(key[1:], value))
-        else:
-            out.set(key, value)
-    return out
-
-
-def shown(key: str | tuple[str, ...]) -> str:
-    return key if isinstance(key, str) else ".".join(key)
 
 
 def listed(names: list[str]) -> str:
@@ -124,7 +104,7 @@ def step_table() -> str:
         args = tree.new(dict(row.args()))
 
         def value(entries: dict, hyper: dict, row: Function = row, args: Any = args) -> Any:
-            out = row.call(tree.entries(filled(args, entries)), hyper)
+            out = row.call(tree.entries(changed(args, entries)), hyper)
             parts = [x.flatten() for x in tree.leaves(out) if x.is_floating_point()]
             whole = torch.cat(parts)
             return (whole * torch.arange(1, len(whole) + 1, dtype=whole.dtype).cos()).sum()

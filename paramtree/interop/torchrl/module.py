@@ -22,6 +22,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, default_value_kwargs
 
 import losses
+from losses.module import HyperModule
 
 from .heads import key_list, nested
 
@@ -50,7 +51,7 @@ class LossOutput(TensorDict):
         torch.stack(parts).sum().backward(**options)
 
 
-class FunctionalLoss(LossModule):
+class FunctionalLoss(HyperModule, LossModule):
     """Base of the loss modules: networks, hyper-parameters and the names of keys."""
 
     hyper_names: ClassVar[tuple[str, ...]] = ("gamma", "lmbda")
@@ -86,34 +87,17 @@ class FunctionalLoss(LossModule):
             return value
         return value.squeeze(-1)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """A hyper-parameter that is assigned becomes a buffer, or a parameter if it is one."""
-        if name not in type(self).hyper_names or "_buffers" not in self.__dict__:
-            super().__setattr__(name, value)
-        elif isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+    def is_hyper(self, name: str) -> bool:
+        """Whether the name is a hyper-parameter's."""
+        return name in type(self).hyper_names
+
+    def keep(self, name: str, value: Any) -> None:
+        """A number becomes a buffer."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(
                 f"{type(self).__name__}: {name} is {value!r}, expected a float or a tensor"
             )
-        elif isinstance(value, nn.Parameter):
-            self.register_parameter(name, value)
-        else:
-            value = value if isinstance(value, Tensor) else torch.tensor(float(value))
-            self.register_buffer(name, value)
-
-    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """As torch's; a hyper-parameter of that name is replaced."""
-        self._forget(name)
-        super().register_buffer(name, tensor, persistent)
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As torch's; a hyper-parameter of that name is replaced."""
-        self._forget(name)
-        super().register_parameter(name, param)
-
-    def _forget(self, name: str) -> None:
-        if name in type(self).hyper_names:
-            self._buffers.pop(name, None)
-            self._parameters.pop(name, None)
+        self.register_buffer(name, torch.tensor(float(value)))
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -148,14 +132,14 @@ class FunctionalLoss(LossModule):
         self.hold(name, nn.ModuleList(members), delay)
 
     @contextmanager
-    def target(self, name: str) -> Iterator[Any]:
-        """The network with its target parameters, if it has some."""
-        network, params = self._modules[name], self._modules.get(f"target_{name}_params")
+    def held(self, name: str, target: bool = False) -> Iterator[Any]:
+        """The network, or its target, with parameters that get no gradient."""
+        network = self._modules[name]
+        params: Any = self._modules.get(f"target_{name}_params") if target else None
         if params is None:
+            params = TensorDict.from_module(network)
+        with params.detach().to_module(network):
             yield network
-        else:
-            with params.to_module(network):  # pyright: ignore[reportCallIssue]
-                yield network
 
     def __getattr__(self, item: str) -> Any:
         """``network_params`` is the tree of a network's parameters, as TorchRL's updaters ask."""

@@ -170,7 +170,7 @@ class PolicyLoss(FunctionalLoss):
                 "critic_network to make it with; put it there beforehand, or give a critic"
             )
         self.require(td, [nested("next", key) for key in self.critic_network.in_keys])
-        with self.target("critic_network") as network:
+        with self.held("critic_network", target=True) as network:
             value = network(td.get("next").clone(False)).get(self.key("value"))
         held = out.copy()
         held["state_value"] = out["state_value"].detach()

@@ -7,8 +7,6 @@ Targets are made with the target networks' parameters detached, a full stop, and
 are: they stay functions of ``gamma`` and of every other hyper-parameter that enters them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -29,16 +27,6 @@ class CriticLoss(FunctionalLoss):
     """What losses of state-action values share."""
 
     default_value_estimator = ValueEstimators.TD0
-
-    @contextmanager
-    def held(self, name: str, target: bool = False) -> Iterator[Any]:
-        """The network, or its target, with parameters that get no gradient."""
-        network = self._modules[name]
-        params: Any = self._modules.get(f"target_{name}_params") if target else None
-        if params is None:
-            params = TensorDict.from_module(network)
-        with params.detach().to_module(network):
-            yield network
 
     def values(self, networks: Any, td: TensorDictBase) -> Tensor:
         """Q_i(s, a) of the td's own action by each critic, ``[*B, N]``."""
