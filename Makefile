@@ -3,7 +3,7 @@
 # make demo       meta-trains a learned policy gradient on grid worlds; results in runs/demo
 # make test       the tests, without those marked slow; make test-all runs every one
 # make lint       ruff and pyright
-# make fixtures   records the numbers of rlax in tests/data, which the tests compare with
+# make fixtures   records the numbers of rlax and optax in tests/data, which the tests compare with
 # make bench      tests/benchmarks, each against its target
 # make notebooks  executes the notebooks
 #
@@ -42,6 +42,10 @@ lint: .venv
 
 fixtures: .venv-jax
 	.venv-jax/bin/python tests/fixtures/rlax.py
+	.venv-jax/bin/python tests/fixtures/optax.py
+	.venv-jax/bin/python tests/fixtures/optax_wrappers.py
+	.venv-jax/bin/python tests/fixtures/optax_schedules.py
+	.venv-jax/bin/python tests/fixtures/optax_schedule_free.py
 
 bench: .venv
 	@status=0; for file in tests/benchmarks/bench_*.py; do \

@@ -115,8 +115,9 @@ def _require_float(
         if child.kind == "static":
             kind = type(child.static).__name__
             raise TypeError(f"{name}: argument {number} is a {kind}, expected a tensor or a tree")
-    for path, leaf in zip(structure.paths(), leaves, strict=True):
+    for at, leaf in enumerate(leaves):
         if not (leaf.is_floating_point() or leaf.is_complex()):
+            path = structure.paths()[at]
             where = f"argument {numbers[path[0]]}" + (
                 f" at {tree.show_path(path[1:])}" if path[1:] else ""
             )
@@ -220,10 +221,12 @@ def _reaches_out(outputs: Sequence[Tensor], call: _Call) -> bool:
     seen = set(todo)
     while todo:
         node = todo.pop()
-        variable = getattr(node, "variable", None)
-        if variable is not None and call.is_foreign(variable):
-            return True
-        for following, _ in node.next_functions:
+        after = node.next_functions
+        if not after:  # what a leaf is accumulated by, or a constant
+            variable = getattr(node, "variable", None)
+            if variable is not None and call.is_foreign(variable):
+                return True
+        for following, _ in after:
             if following is not None and following not in seen:
                 seen.add(following)
                 todo.append(following)
@@ -260,20 +263,85 @@ def hvp(fn: Callable[..., Tensor], argument: Any, vector: Any, *args: Any) -> An
 
     Source: Pearlmutter (1994), "Fast exact multiplication by the Hessian".
     """
+    parts = _like_argument("hvp", argument, vector)
+
+    def slope(x: Any) -> Tensor:
+        return _inner(tree.leaves(grad(fn)(x, *args)), parts)
+
+    return grad(slope)(argument) if parts else detach(argument)
+
+
+def gnvp(
+    model_fn: Callable[[Any], Any], loss_fn: Callable[[Any], Tensor], params: Any, vector: Any
+) -> Any:
+    """Product of the Gauss-Newton matrix of ``loss_fn(model_fn(params))`` with a vector.
+
+        G v = J^T H J v
+
+    with J the Jacobian of the model and H the Hessian of the loss in the model's outputs. It is the
+    Hessian without the model's own curvature: not negative for a convex loss, and Fisher's matrix
+    where the loss is a negative log-likelihood of an exponential family in its natural parameters.
+
+    Args:
+        model_fn: function that returns a tensor, a tree or a nest of them; entries that are not of
+            a float dtype are constants.
+        loss_fn: function of what the model returns, that returns a 0-d tensor.
+        params: tree or tensor at which to take it.
+        vector: of the same names and shapes.
+
+    Returns:
+        The product, of the params' structure, differentiable in ``params`` and ``vector``.
+
+    Raises:
+        ValueError: names or shapes differ, the model returned no float tensor, or the loss didn't
+            return a scalar.
+
+    Source: Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient
+    descent", section 3.
+    """
+    parts = _like_argument("gnvp", params, vector)
+    out, structure = flatten(model_fn(params))
+    places = [i for i, x in enumerate(out) if x.is_floating_point()]
+    if not places:
+        raise ValueError("gnvp: model_fn returned no float tensor")
+
+    def outputs(p: Any) -> list[Tensor]:
+        leaves = tree.leaves(model_fn(p))
+        return [leaves[i] for i in places]
+
+    def loss(floats: list[Tensor]) -> Tensor:
+        whole = list(out)
+        for i, x in zip(places, floats, strict=True):
+            whole[i] = x
+        return loss_fn(unflatten(structure, whole))
+
+    def pull(weights: list[Tensor]) -> list[Tensor]:
+        return tree.leaves(grad(lambda p: _inner(outputs(p), weights))(params))
+
+    if not parts:
+        return detach(params)
+    z = [out[i] for i in places]
+    tangent = grad(lambda weights: _inner(pull(weights), parts))([torch.zeros_like(x) for x in z])
+    curved = hvp(loss, z, tangent)
+    return grad(lambda p: _inner(outputs(p), curved))(params)
+
+
+def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Sum of all products of two lists of tensors, of one at least."""
+    return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
+
+
+def _like_argument(fn: str, argument: Any, vector: Any) -> list[Tensor]:
+    """Leaves of a vector with the names and shapes of an argument; raises where they differ."""
     parts, structure = flatten(vector)
     leaves, own = flatten(argument)
-    tree.require_same("hvp", ("the argument", own), ("the vector", structure))
+    tree.require_same(fn, ("the argument", own), ("the vector", structure))
     for path, leaf, part in zip(own.paths(), leaves, parts, strict=True):
         if part.shape != leaf.shape:
             text = f"the vector{' at ' + tree.show_path(path) if path else ''}"
             wanted = f"{tuple(leaf.shape)} (from the argument)"
-            raise ValueError(f"hvp: {text} has shape {tuple(part.shape)}, expected {wanted}")
-
-    def slope(x: Any) -> Tensor:
-        slopes = tree.leaves(grad(fn)(x, *args))
-        return torch.stack([(a * b).sum() for a, b in zip(slopes, parts, strict=True)]).sum()
-
-    return grad(slope)(argument) if leaves else detach(argument)
+            raise ValueError(f"{fn}: {text} has shape {tuple(part.shape)}, expected {wanted}")
+    return parts
 
 
 def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:

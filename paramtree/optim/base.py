@@ -12,37 +12,40 @@ through any number of steps is right, of any order. One value per task is mapped
     updates, state = paramtree.vmap(step)(rates, grads, state, params)             # rates [n_tasks]
 """
 
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
+import torch
+from tensordict import TensorDict
 
 from ..tree import new, unflatten
-from .leafwise import Hyper, added, aligned
+from .arguments import Hyper as Hyper
+from .arguments import Schedule as Schedule
+from .arguments import Tree as Tree
+from .arguments import aligned
 
-Tree = TensorDictBase
 Step = tuple[TensorDict, TensorDict]
-Schedule = Callable[[Tensor], Hyper]
 
 
 class Transform(NamedTuple):
     """A pair of pure functions from gradients to updates.
 
-    ``init(params) -> state``; ``update(grads, state, params) -> (updates, state)``. The updates
-    have the names of the params and are added to them by ``apply_updates``, so the transform of an
-    optimizer that descends has the sign in it.
+    ``init(params) -> state``; ``update(grads, state, params, **extra) -> (updates, state)``. The
+    updates have the names, shapes and dtypes of the params and are added to them by
+    ``apply_updates``, so the transform of an optimizer that descends has the sign in it. ``extra``
+    are keywords that some transforms read, such as ``value=``; the others take no notice of them.
     """
 
     init: Callable[[Tree], TensorDict]
-    update: Callable[[Tree, Tree, Tree], Step]
+    update: Callable[..., Step]
 
 
 def apply_updates(params: Tree, updates: Tree) -> TensorDict:
     """Params after a step: ``p + u`` for each leaf.
 
     Args:
-        params: tree of float leaves.
+        params: tree of float or complex leaves.
         updates: tree with the same names, shapes and dtypes, from a transform's ``update``.
 
     Returns:
@@ -53,7 +56,7 @@ def apply_updates(params: Tree, updates: Tree) -> TensorDict:
         TypeError: an argument isn't a tree, a leaf isn't of a float dtype, or dtypes differ.
     """
     (p, u), structure = aligned("apply_updates", params, updates=updates)
-    return unflatten(structure, added(p, u))
+    return unflatten(structure, [torch.add(x, y) for x, y in zip(p, u, strict=True)])
 
 
 def stateless(fn: Callable[[Tree, Tree], TensorDict]) -> Transform:
@@ -64,12 +67,53 @@ def stateless(fn: Callable[[Tree, Tree], TensorDict]) -> Transform:
 
     Returns:
         The transform; its state is an empty tree.
+
+    Raises:
+        TypeError: ``fn`` isn't a function.
     """
+    if not callable(fn):
+        raise TypeError(f"stateless: fn is a {type(fn).__name__}, expected a function")
 
     def init(params: Tree) -> TensorDict:
         return new({})
 
-    def update(grads: Tree, state: Tree, params: Tree) -> Step:
+    def update(grads: Tree, state: Tree, params: Tree, **extra: Any) -> Step:
         return fn(grads, params), new({})
 
     return Transform(init, update)
+
+
+def updated(transform: Transform, grads: Tree, state: Tree, params: Tree, extra: Any) -> Step:
+    """What a transform's ``update`` gives, with those extra keywords that it takes.
+
+    Args:
+        transform: the transform, a user's own among them, whose ``update`` may take no keywords.
+        grads: tree like the params.
+        state: its state.
+        params: the params.
+        extra: keywords by name.
+
+    Returns:
+        ``(updates, state)``.
+    """
+    code = getattr(transform.update, "__code__", None)  # compiled code knows no signatures
+    if extra and code is not None and not code.co_flags & inspect.CO_VARKEYWORDS:
+        takes = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        extra = {name: value for name, value in extra.items() if name in takes}
+    return transform.update(grads, state, params, **extra)
+
+
+def require_transform(fn: str, name: str, value: Any) -> None:
+    """Refuse what is not a transform.
+
+    Args:
+        fn: name of the function that was called, for the message.
+        name: what the message calls the argument.
+        value: what came in.
+
+    Raises:
+        TypeError: it isn't one.
+    """
+    if not isinstance(value, Transform):
+        kind = type(value).__name__
+        raise TypeError(f"{fn}: {name} is a {kind}, expected a Transform such as sgd(0.1)")

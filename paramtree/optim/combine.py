@@ -7,8 +7,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from .. import tree
-from .base import Step, Transform, Tree
-from .leafwise import aligned, parts
+from .arguments import Tree, aligned, parts
+from .base import Step, Transform, require_transform, updated
+from .leafwise import Leafwise, Work, joins, run
 
 
 def chain(**transforms: Transform) -> Transform:
@@ -30,15 +31,60 @@ def chain(**transforms: Transform) -> Transform:
     def init(params: Tree) -> TensorDict:
         return tree.new({name: transform.init(params) for name, transform in transforms.items()})
 
-    def update(grads: Tree, state: Tree, params: Tree) -> Step:
+    if all([isinstance(transform.update, Leafwise | Chained) for transform in transforms.values()]):
+        return Transform(init, Chained({name: t.update for name, t in transforms.items()}))
+
+    def update(grads: Tree, state: Tree, params: Tree, **extra: Any) -> Step:
         updates: Any = grads
         states = parts("chain", state, *transforms)
         after: dict[str, TensorDict] = {}
         for (name, transform), own in zip(transforms.items(), states, strict=True):
-            updates, after[name] = transform.update(updates, own, params)
+            updates, after[name] = updated(transform, updates, own, params, extra)
         return updates, tree.new(after)
 
     return Transform(init, update)
+
+
+class Chained:
+    """Update of a chain whose members all run on leaves, so that the chain does too.
+
+    Args:
+        stages: the members' updates by name.
+    """
+
+    def __init__(self, stages: dict[str, Any]) -> None:
+        self.stages = stages
+        self.flat: list[Leafwise] = []
+        for stage in stages.values():
+            self.flat += stage.flat if isinstance(stage, Chained) else [stage]
+        self.joins = joins(self.flat)
+
+    def __call__(self, grads: Tree, state: Tree, params: Tree, **extra: Any) -> Step:
+        """Updates and the next state."""
+        return run("chain", self, grads, state, params)
+
+    def on_leaves(self, u: list[Tensor], state: Any, work: Work) -> tuple[list[Tensor], TensorDict]:
+        """Updates and the next state, on leaves."""
+        states = parts("chain", state, *self.stages)
+        after: dict[str, TensorDict] = {}
+        for (name, stage), own in zip(self.stages.items(), states, strict=True):
+            u, after[name] = stage.on_leaves(u, own, work)
+        return u, tree.new(after)
+
+    def held(self, state: Any) -> list[Any]:
+        """States of ``flat``."""
+        found: list[Any] = []
+        states = parts("chain", state, *self.stages)
+        for stage, own in zip(self.stages.values(), states, strict=True):
+            found += stage.held(own) if isinstance(stage, Chained) else [own]
+        return found
+
+    def whole(self, states: list[TensorDict]) -> TensorDict:
+        """The chain's state from those of ``flat``, which are taken out of the list."""
+        pairs = self.stages.items()
+        return tree.new(
+            {n: s.whole(states) if isinstance(s, Chained) else states.pop(0) for n, s in pairs}
+        )
 
 
 def partition(transforms: Mapping[str, Transform]) -> Transform:
@@ -64,14 +110,14 @@ def partition(transforms: Mapping[str, Transform]) -> Transform:
         own = _divided(params, transforms)
         return tree.new({name: transforms[name].init(part) for name, part in own.items()})
 
-    def update(grads: Tree, state: Tree, params: Tree) -> Step:
+    def update(grads: Tree, state: Tree, params: Tree, **extra: Any) -> Step:
         _, structure = aligned("partition", params, grads=grads)
         own, slopes = _divided(params, transforms), _divided(grads, transforms)
         states = parts("partition", state, *transforms)
         after: dict[str, TensorDict] = {}
         found: dict[tuple[Any, ...], Tensor] = {}
         for (name, transform), before in zip(transforms.items(), states, strict=True):
-            updates, after[name] = transform.update(slopes[name], before, own[name])
+            updates, after[name] = updated(transform, slopes[name], before, own[name], extra)
             found |= zip(tree.paths(updates), tree.leaves(updates), strict=True)
         leaves = [found[path] for path in structure.paths()]
         return tree.unflatten(structure, leaves), tree.new(after)
@@ -96,7 +142,7 @@ def _divided(whole: Tree, transforms: Mapping[str, Transform]) -> dict[str, Tens
             known = ", ".join([repr(pattern) for pattern in transforms])
             raise ValueError(
                 f"partition: {tree.show_path(path)} matches none of {known}; give it a transform, "
-                "scale(0.0) to leave it as it is"
+                "set_to_zero() to leave it as it is"
             )
     return chosen
 
@@ -110,6 +156,4 @@ def _require_transforms(fn: str, transforms: Any) -> None:
     if not transforms:
         raise ValueError(f"{fn}: no transforms given, expected at least one")
     for name, transform in transforms.items():
-        if not isinstance(transform, Transform):
-            kind = type(transform).__name__
-            raise TypeError(f"{fn}: {name!r} is a {kind}, expected a Transform such as scale(-0.1)")
+        require_transform(fn, repr(name), transform)

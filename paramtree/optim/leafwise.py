@@ -1,213 +1,380 @@
-"""What transforms are written with: leaves side by side, arithmetic on lists of them, and checks.
+"""The engine of transforms: a rule on tensors becomes a transform of trees.
 
-Arithmetic goes leaf by leaf: ``torch._foreach_*`` fails for a factor that requires grad and under
-vmap, and for one multiplication or addition it gains nothing that could be measured.
+A rule is the mathematics of one update, on tensors and without trees or checks:
+
+    c   coefficients: hyper-parameters at this step, and what was computed from them once a step
+    g   gradient, or what the transform before this one made of it
+    p   parameters
+    slots, state entries with the names of the params, such as the moments
+
+It runs on lists of leaves from the first transform of a chain to the last, and a tree is built once
+on the way out. Half-precision leaves are worked on, and remembered, in float32; for a rule that is
+elementwise a complex leaf is a pair of real ones, as in torch. Small trees are worked on as one
+vector, because there the number of operations is what counts.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from ..tree import Structure, entries, flatten, require_same, require_tree, show_path, unflatten
+from ..tree import Structure, new, show_path, unflatten
+from .arguments import (
+    Hyper,
+    Schedule,
+    Tree,
+    at_count,
+    cast,
+    like,
+    named_like,
+    parameters,
+    parts,
+    refuse_leaf,
+    wide,
+    zero_count,
+)
+from .base import Step, Transform
 
-Hyper = float | Tensor
-Leaves = list[Tensor] | tuple[Tensor, ...]
+Leaves = list[Tensor]
+_join, _divide = torch._C._nn.flatten_dense_tensors, torch._C._nn.unflatten_dense_tensors
+Scope = Literal["element", "leaf", "tree"]
+
+JOINED = 1 << 16  # numbers in a tree up to which its leaves are worked on as one vector
 
 
-def aligned(fn: str, params: Any, **others: Any) -> tuple[list[list[Tensor]], Structure]:
-    """Leaves of the params and of other trees with the same names, and the params' structure.
+class Values:
+    """Hyper-parameters or coefficients by name: ``c.b1``.
 
     Args:
-        fn: name of the function that was called, for the message.
-        params: tree of float leaves.
-        others: trees under the names that the message gives them, such as ``grads``.
-
-    Returns:
-        ``([params' leaves, others' leaves...], structure)``, in the order of ``tree.flatten``.
-
-    Raises:
-        ValueError: names or shapes differ from the params'.
-        TypeError: an argument isn't a tree, a leaf isn't of a float dtype, or dtypes differ.
+        values: floats or 0-d tensors by name.
     """
-    require_tree(fn, "params", params)
-    leaves, structure = flatten(params)
-    for at, leaf in enumerate(leaves):
-        if not leaf.is_floating_point():
-            what = f"{leaf.dtype}, expected a float dtype; tree.partition takes it out"
-            raise TypeError(f"{fn}: params at {show_path(structure.paths()[at])} is {what}")
-    columns = [leaves]
-    for name, other in others.items():
-        require_tree(fn, name, other)
-        column, own = flatten(other)
-        require_same(fn, (name, own), ("params", structure))
-        for at, (got, wanted) in enumerate(zip(column, leaves, strict=True)):
-            if got.shape != wanted.shape or got.dtype != wanted.dtype:
-                _refuse(f"{fn}: {name} at {show_path(structure.paths()[at])}", got, wanted)
-        columns.append(column)
-    return columns, structure
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:  # for type checkers; what is there never comes here
+        raise AttributeError(name)
 
 
-def _refuse(where: str, got: Tensor, wanted: Tensor) -> None:
-    if got.shape != wanted.shape:
-        shapes = f"{tuple(got.shape)}, expected {tuple(wanted.shape)}"
-        raise ValueError(f"{where} has shape {shapes} (from params)")
-    raise TypeError(f"{where} is {got.dtype}, expected {wanted.dtype} (from params)")
+class Stage(Protocol):
+    """An update that can run on leaves."""
+
+    joins: bool
+
+    def on_leaves(self, u: Leaves, state: Any, work: "Work") -> tuple[Leaves, TensorDict]:
+        """Updates and the next state, from updates and state."""
+        ...
 
 
-def parts(fn: str, state: Any, *names: str) -> list[Any]:
-    """Entries of a state by name.
+class Work:
+    """The leaves of one update, and the form in which rules get them.
 
     Args:
-        fn: name of the function that was called, for the message.
+        leaves: the params'.
+        structure: the params'.
+        joins: whether the rules allow for all leaves as one vector.
+    """
+
+    def __init__(self, leaves: Leaves, structure: Structure, joins: bool) -> None:
+        self.leaves, self.structure = leaves, structure
+        dtypes = {leaf.dtype for leaf in leaves}
+        self.half = any([dtype.itemsize < 4 for dtype in dtypes])
+        self.complex = any([dtype.is_complex for dtype in dtypes])
+        self.joined = joins and len(dtypes) == 1 and not self.complex and _small(leaves)
+        self._params: Leaves | None = None
+
+    @property
+    def params(self) -> Leaves:
+        """The params as the rules get them."""
+        if self._params is None:
+            self._params = self.pack(self.leaves)
+        return self._params
+
+    def pack(self, leaves: Leaves) -> Leaves:
+        """Leaves as the rules get them."""
+        if self.half:
+            leaves = [x.float() if x.dtype.itemsize < 4 else x for x in leaves]
+        return [_join(leaves)] if self.joined else leaves
+
+    def unpack(self, worked: Leaves, backward: bool = True) -> Leaves:
+        """Leaves of what the rules made; without ``backward`` cheap to make, dear to go back."""
+        if not self.joined:
+            return worked
+        (vector,), leaves = worked, self.leaves
+        if not (vector.requires_grad and torch.is_grad_enabled()):
+            # memory of their own, so that one leaf doesn't keep all of them alive
+            found = torch.split_with_sizes_copy(vector, [leaf.numel() for leaf in leaves])
+        elif backward:
+            found = torch.split_with_sizes(vector, [leaf.numel() for leaf in leaves])
+        else:
+            return list(_divide(vector, leaves))
+        return [x.view(leaf.shape) for x, leaf in zip(found, leaves, strict=True)]
+
+    def read(self, fn: str, name: str, tree: Any, exact: bool) -> Leaves:
+        """Leaves of a state entry as the rules get them."""
+        found = named_like(fn, name, tree, self.structure)
+        for at, (got, leaf) in enumerate(zip(found, self.leaves, strict=True)):
+            dtype = torch.float32 if self.half and leaf.dtype.itemsize < 4 else leaf.dtype
+            if exact and (got.dtype is not dtype or got.shape != leaf.shape):
+                path = show_path(self.structure.paths()[at])
+                refuse_leaf(f"{fn}: {name} at {path}", got, leaf.to(dtype))
+        return [_vector(found)] if self.joined else found
+
+
+def _vector(leaves: Leaves) -> Tensor:
+    """All leaves as one vector; the one that ``unpack`` made them of, where they still are that."""
+    whole, at = leaves[0]._base, 0
+    if whole is not None and whole.ndim == 1:
+        for leaf in leaves:
+            if leaf._base is not whole or leaf.storage_offset() != at or not leaf.is_contiguous():
+                break
+            at += leaf.numel()
+        else:
+            if at == whole.numel():
+                return whole
+    return _join(leaves)
+
+
+def _small(leaves: Leaves) -> bool:
+    if len(leaves) < 2 or transformed():
+        return False
+    sizes = [leaf.numel() for leaf in leaves]
+    return all(sizes) and sum(sizes) <= JOINED
+
+
+def run(fn: str, stage: Stage, grads: Any, state: Any, params: Any) -> Step:
+    """The update of trees that an update of leaves makes.
+
+    Args:
+        fn: name of the function that was called, for messages.
+        stage: the update of leaves.
+        grads: tree like the params.
         state: what ``init`` gave.
-        names: what to look up.
+        params: tree of float or complex leaves.
 
     Returns:
-        The entries, in the order of the names.
+        ``(updates, state)``.
 
     Raises:
-        ValueError: one isn't there.
-        TypeError: the state isn't a tree.
+        ValueError: names or shapes differ, or the state belongs to another optimizer.
+        TypeError: an argument isn't a tree, or dtypes differ.
     """
-    require_tree(fn, "state", state)
-    found = entries(state)
-    for name in names:
-        if name not in found:
-            held = ", ".join([repr(other) for other in found]) or "nothing"
-            raise ValueError(
-                f"{fn}: the state has no {name!r} (it holds {held}), so it belongs to another "
-                "optimizer; init(params) makes the right one"
-            )
-    return [found[name] for name in names]
+    leaves, structure = parameters(fn, params)
+    g = like(fn, "grads", grads, leaves, structure)
+    u, after = updates(stage, g, state, Work(leaves, structure, stage.joins))
+    return unflatten(structure, u), after
 
 
-def zeros(structure: Structure, leaves: Leaves) -> TensorDict:
-    """Tree of zeros like the params.
+def updates(stage: Stage, g: Leaves, state: Any, work: Work) -> tuple[Leaves, TensorDict]:
+    """Updates in the params' dtypes, and the next state.
 
     Args:
-        structure: structure of the params.
-        leaves: their leaves.
+        stage: the update of leaves.
+        g: leaves of the gradient.
+        state: what ``init`` gave.
+        work: the params.
 
     Returns:
-        The tree.
+        ``(leaves, state)``.
     """
-    return unflatten(structure, [torch.zeros_like(leaf) for leaf in leaves])
+    u, after = stage.on_leaves(work.pack(g), state, work)
+    u = work.unpack(u)
+    if work.half:
+        u = [x.to(leaf.dtype) for x, leaf in zip(u, work.leaves, strict=True)]
+    return u, after
 
 
-def zero_count(leaves: Leaves) -> Tensor:
-    """Step count of a fresh state.
+@dataclass(frozen=True, eq=False)
+class Leafwise:
+    """Update by a rule; called on trees it's the ``update`` of a transform.
+
+    Fields are the arguments of ``leafwise``.
+    """
+
+    fn: str
+    rule: Callable[..., Any]
+    hyper: Mapping[str, Hyper | Schedule]
+    slots: Mapping[str, Callable[[Tensor], Tensor]]
+    numbers: Mapping[str, float]
+    counted: bool
+    prepare: Callable[..., dict[str, Any]] | None
+    scope: Scope
+    reads_params: bool
+    kernel: str
+    joins: bool = field(init=False)
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        counted = self.counted or any([_scheduled(value) for value in self.hyper.values()])
+        count = ("count",) if counted else ()
+        object.__setattr__(self, "names", (*count, *self.slots, *self.numbers))
+        object.__setattr__(self, "joins", joins([self]))
+
+    def init(self, params: Tree) -> TensorDict:
+        """State of the first step."""
+        leaves, structure = parameters(self.fn, params)
+        leaves = [x.float() if x.dtype.itemsize < 4 else x for x in leaves]
+        state: dict[str, Any] = {"count": zero_count(leaves)} if "count" in self.names else {}
+        for name, start in self.slots.items():
+            state[name] = unflatten(structure, [start(x.detach()) for x in leaves])
+        for name, value in self.numbers.items():
+            state[name] = wide(zero_count(leaves)) + value
+        return new(state)
+
+    def __call__(self, grads: Tree, state: Tree, params: Tree, **extra: Any) -> Step:
+        """Updates and the next state."""
+        return run(self.fn, self, grads, state, params)
+
+    def on_leaves(self, u: Leaves, state: Any, work: Work) -> tuple[Leaves, TensorDict]:
+        """Updates and the next state, on leaves."""
+        found = dict(zip(self.names, parts(self.fn, state, *self.names), strict=True))
+        exact = self.scope == "element"
+        slots = [work.read(self.fn, f"state[{n!r}]", found[n], exact) for n in self.slots]
+        coefficients = self.coefficients(found)
+        p = work.params if self.reads_params else [None] * len(u)
+        u, slots = self._ruled(coefficients, u, p, slots, work)
+        after: dict[str, Any] = {"count": found["count"] + 1} if "count" in found else {}
+        for name, column in zip(self.slots, slots, strict=True):
+            after[name] = unflatten(work.structure, work.unpack(column, backward=False))
+        return u, new(after | {name: coefficients[name] for name in self.numbers})
+
+    def coefficients(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Hyper-parameters at this step, and what is made of them once a step."""
+        count = found.get("count")
+        if count is None:
+            values, t = dict(self.hyper), None
+        else:
+            pairs = self.hyper.items()
+            values, t = {n: at_count(self.fn, n, v, count) for n, v in pairs}, wide(count + 1)
+        if self.prepare is None:
+            return values
+        numbers = {name: found[name] for name in self.numbers}
+        return self.prepare(Values(values), t, **numbers)
+
+    def _ruled(
+        self,
+        coefficients: dict[str, Any],
+        u: Leaves,
+        p: Sequence[Any],
+        slots: list[Leaves],
+        work: Work,
+    ) -> tuple[Leaves, list[Leaves]]:
+        if self.scope == "tree":
+            out = self.rule(Values(coefficients), u, p, *slots)
+            return (out[0], list(out[1:])) if slots else (out, [])
+        real = work.complex and self.scope == "element"
+        by_dtype: dict[torch.dtype, Values] = {}
+        rows = []
+        for row in zip(u, p, *slots, strict=True):
+            c = by_dtype.get(row[0].dtype)
+            if c is None:  # so that they don't change the result's dtype
+                c = Values({name: cast(v, row[0]) for name, v in coefficients.items()})
+                by_dtype[row[0].dtype] = c
+            if real and row[0].is_complex():
+                out = self.rule(c, *[None if x is None else _pairs(x) for x in row])
+                rows.append([torch.view_as_complex(x) for x in (out if slots else (out,))])
+            else:
+                out = self.rule(c, *row)
+                rows.append(out if slots else (out,))
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        if not columns:
+            return [], [[] for _ in slots]
+        return columns[0], columns[1:]
+
+
+def joins(stages: Sequence[Leafwise]) -> bool:
+    """Whether leaves may be joined for these stages, and whether it pays.
 
     Args:
-        leaves: leaves of the params, on whose device it lives.
+        stages: one after another.
 
     Returns:
-        0-d int64 tensor.
+        False where a rule wants each leaf in its shape, or nothing is remembered between steps.
     """
-    return torch.zeros((), dtype=torch.int64, device=leaves[0].device if leaves else None)
+    allowed = all([stage.scope != "leaf" for stage in stages])
+    return allowed and any([stage.slots for stage in stages])
 
 
-def wide(count: Tensor) -> Tensor:
-    """Count as a float that is wide enough for ``1 - b ** count`` to keep its digits.
-
-    Args:
-        count: int64.
-
-    Returns:
-        The same shape in float64, or float32 where the device has nothing wider.
-    """
-    return count.to(torch.float32 if count.device.type == "mps" else torch.float64)
-
-
-def cast(value: Hyper, leaf: Tensor) -> Hyper:
-    """Hyper-parameter in a leaf's dtype, so that it doesn't change that of the result.
-
-    Args:
-        value: float or 0-d tensor.
-        leaf: the leaf that it meets.
-
-    Returns:
-        A float as it is, a tensor in the leaf's dtype.
-    """
-    return value.to(leaf.dtype) if isinstance(value, Tensor) else value
-
-
-def scaled(leaves: Leaves, factor: Hyper) -> Leaves:
-    """``factor x`` for each leaf.
-
-    Args:
-        leaves: the leaves.
-        factor: float or 0-d tensor.
-
-    Returns:
-        New leaves.
-    """
-    return [x * cast(factor, x) for x in leaves]
-
-
-def added(left: Leaves, right: Leaves, factor: Hyper = 1) -> Leaves:
-    """``x + factor y`` for each pair of leaves.
-
-    Args:
-        left: leaves x.
-        right: leaves y.
-        factor: float or 0-d tensor.
-
-    Returns:
-        New leaves.
-    """
-    pairs = zip(left, right, strict=True)
-    if isinstance(factor, Tensor):
-        return [x + cast(factor, x) * y for x, y in pairs]
-    return [torch.add(x, y, alpha=factor) for x, y in pairs]
-
-
-def alike(*columns: Leaves) -> bool:
-    """Whether leaves may be handled all at once: nothing is differentiated, mapped or compiled.
-
-    Args:
-        columns: lists of the leaves that take part.
-
-    Returns:
-        False where ``torch._foreach_*`` would be wrong, unknown or without work, and where leaves
-        differ in dtype.
-    """
-    if torch.compiler.is_compiling() or len({leaf.dtype for leaf in columns[0]}) != 1:
-        return False
-    forward = torch.autograd.forward_ad._current_level >= 0
-    if forward or torch._C._functorch.maybe_current_level() is not None:  # pyright: ignore
-        return False
-    if not torch.is_grad_enabled():
+def transformed() -> bool:
+    """Whether code is compiled, or a transform of torch.func or forward mode is at work."""
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
         return True
-    return not any([leaf.requires_grad for leaves in columns for leaf in leaves])
+    return torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
 
 
-def require_hyper(
-    fn: str, name: str, value: Any, low: float | None = None, below: float = float("inf")
-) -> None:
-    """Refuse what is not a hyper-parameter; a tensor's value may be traced, so it isn't looked at.
+def recorded(*tensors: Tensor) -> bool:
+    """Whether torch.autograd, and it alone, records what is done with tensors.
 
     Args:
-        fn: name of the function that was called, for the message.
-        name: name of its argument.
-        value: what came in.
-        low: the least number that is welcome, None for any.
-        below: the bound that a number stays below.
+        tensors: those that take part.
 
-    Raises:
-        ValueError: a tensor isn't 0-d, or a number is out of range.
-        TypeError: it's neither a number nor a float tensor.
+    Returns:
+        False also where code is compiled, or a transform of torch.func is at work.
     """
-    if isinstance(value, Tensor):
-        if value.ndim:
-            shape = f"shape {tuple(value.shape)}, expected a float or a 0-d tensor"
-            raise ValueError(f"{fn}: {name} has {shape}; vmap maps over one value per task")
-        if not value.is_floating_point():
-            raise TypeError(f"{fn}: {name} is {value.dtype}, expected a float dtype")
-    elif not isinstance(value, int | float) or isinstance(value, bool):
-        kind = type(value).__name__
-        raise TypeError(f"{fn}: {name} is a {kind}, expected a float or a 0-d tensor")
-    elif not (float("-inf") if low is None else low) <= value < below:
-        least = "a finite number" if low is None else f"at least {low}"
-        raise ValueError(f"{fn}: {name} is {value}, expected {least} and below {below}")
+    if not torch.is_grad_enabled() or not any([x.requires_grad for x in tensors]):
+        return False
+    return not transformed()
+
+
+def _pairs(x: Tensor) -> Tensor:
+    return torch.view_as_real(x.resolve_conj())
+
+
+def _scheduled(value: Any) -> bool:
+    return callable(value) and not isinstance(value, Tensor)
+
+
+def leafwise(
+    fn: str,
+    rule: Callable[..., Any],
+    *,
+    hyper: Mapping[str, Hyper | Schedule] | None = None,
+    slots: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    numbers: Mapping[str, float] | None = None,
+    counted: bool = False,
+    prepare: Callable[..., dict[str, Any]] | None = None,
+    scope: Scope = "element",
+    reads_params: bool = False,
+    kernel: str = "",
+) -> Transform:
+    """Transform whose update is a rule on tensors.
+
+    Args:
+        fn: name of the public function, for messages.
+        rule: ``(c, g, p, *slots) -> (u, *slots)``, or just ``u`` where there are no slots; pure,
+            and without a look at values. ``p`` is None unless ``reads_params``.
+        hyper: hyper-parameters by name, checked already; a schedule is asked at each step.
+        slots: state entries with the names of the params, and what makes the first value of one
+            from a leaf.
+        numbers: 0-d float64 state entries and their first values.
+        counted: whether the state has ``count``; it has where a hyper-parameter is a schedule.
+        prepare: ``(h, t, **numbers) -> coefficients``, once a step, from the hyper-parameters
+            ``h.name`` and the step's number from 1, a 0-d float64 tensor; under a number's name
+            it gives the number's next value. Without it the coefficients are ``h``.
+        scope: what a rule sees: ``element`` one tensor, each number of which it treats by itself
+            (it may be a real view, or all leaves joined), with the coefficients in its dtype;
+            ``leaf`` one leaf in its true shape, likewise; ``tree`` lists of all leaves, or of the
+            one vector that they are joined to, and coefficients as they are.
+        reads_params: whether the rule needs ``p``.
+        kernel: what ``step`` calls it where a fused kernel says the same.
+
+    Returns:
+        The transform.
+    """
+    update = Leafwise(
+        fn,
+        rule,
+        hyper or {},
+        slots or {},
+        numbers or {},
+        counted,
+        prepare,
+        scope,
+        reads_params,
+        kernel,
+    )
+    return Transform(update.init, update)

@@ -19,6 +19,12 @@ from .algebra import vdot as vdot
 from .algebra import where as where
 from .algebra import with_axis as with_axis
 from .algebra import without_axis as without_axis
+from .arithmetic import add as add
+from .arithmetic import allclose as allclose
+from .arithmetic import random_like as random_like
+from .arithmetic import scale as scale
+from .arithmetic import sub as sub
+from .arithmetic import zeros_like as zeros_like
 from .names import exclude as exclude
 from .names import merge as merge
 from .names import partition as partition
@@ -26,11 +32,12 @@ from .names import replace as replace
 from .names import select as select
 from .structure import Structure as Structure
 from .structure import as_tree as as_tree
-from .structure import count as count
 from .structure import entries as entries
 from .structure import flatten as flatten
 from .structure import leaves as leaves
+from .structure import leaves_like as leaves_like
 from .structure import lock as lock
+from .structure import moved as moved
 from .structure import new as new
 from .structure import parse_path as parse_path
 from .structure import paths as paths

@@ -60,7 +60,7 @@ def map_with_path(
 def _map(
     name: str, fn: Callable[..., Tensor], tree: TensorDictBase, others: Sequence[Any]
 ) -> TensorDict:
-    columns, structure = _aligned(name, [tree, *others])
+    columns, structure = aligned(name, [tree, *others])
     results = []
     for path, *row in zip(structure.paths(), *columns, strict=True):
         result = fn(path, *row)
@@ -71,8 +71,20 @@ def _map(
     return unflatten(structure, results)
 
 
-def _aligned(fn: str, trees: Sequence[Any]) -> tuple[list[list[Tensor]], Structure]:
-    """Leaves of each tree, and the structure of the first; raises where the names differ."""
+def aligned(fn: str, trees: Sequence[Any]) -> tuple[list[list[Tensor]], Structure]:
+    """Leaves of trees, brought together by name.
+
+    Args:
+        fn: name of the function that was called, for the message.
+        trees: at least one.
+
+    Returns:
+        ``(columns, structure)``: the leaves of each tree, and the structure of the first.
+
+    Raises:
+        ValueError: the names differ.
+        TypeError: one isn't a tree.
+    """
     columns = []
     first: Structure | None = None
     for index, tree in enumerate(trees):
@@ -83,6 +95,29 @@ def _aligned(fn: str, trees: Sequence[Any]) -> tuple[list[list[Tensor]], Structu
         columns.append(leaves)
     assert first is not None
     return columns, first
+
+
+def paired(fn: str, left: Any, right: Any) -> tuple[list[Tensor], list[Tensor], Structure]:
+    """Leaves of two trees of the same names and shapes.
+
+    Args:
+        fn: name of the function that was called, for the message.
+        left: a tree.
+        right: a tree.
+
+    Returns:
+        ``(left leaves, right leaves, structure)``, with the structure of the left one.
+
+    Raises:
+        ValueError: names or shapes differ.
+        TypeError: one isn't a tree.
+    """
+    (a, b), structure = aligned(fn, [left, right])
+    for at, (x, y) in enumerate(zip(a, b, strict=True)):
+        if x.shape != y.shape:
+            where = f"{show_path(structure.paths()[at])} of tree 1 has shape {tuple(y.shape)}"
+            raise ValueError(f"{fn}: {where}, expected {tuple(x.shape)} (from tree 0)")
+    return a, b, structure
 
 
 def stack(trees: Sequence[TensorDictBase]) -> TensorDict:
@@ -102,7 +137,7 @@ def stack(trees: Sequence[TensorDictBase]) -> TensorDict:
     trees = list(trees)
     if not trees:
         raise ValueError("stack: no trees given, expected at least one")
-    columns, structure = _aligned("stack", trees)
+    columns, structure = aligned("stack", trees)
     for index, (tree, column) in enumerate(zip(trees, columns, strict=True)):
         for path, first, leaf in zip(structure.paths(), columns[0], column, strict=True):
             text = f"stack: {show_path(path)} of tree {index}"
@@ -279,13 +314,13 @@ def root(x: Tensor) -> Tensor:
     """Square root whose derivatives are taken as 0 at 0.
 
     Args:
-        x: any shape, not negative.
+        x: any shape, not negative; 0 stands for what is.
 
     Returns:
         The same shape.
     """
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0)  # keeps NaN
+    zero = x <= 0
+    return x.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
 
 def vdot(left: TensorDictBase, right: TensorDictBase) -> Tensor:
@@ -301,13 +336,7 @@ def vdot(left: TensorDictBase, right: TensorDictBase) -> Tensor:
     Raises:
         ValueError: names or shapes differ.
     """
-    (a, b), structure = _aligned("vdot", [left, right])
-    for path, x, y in zip(structure.paths(), a, b, strict=True):
-        if x.shape != y.shape:
-            wanted = f"{tuple(x.shape)} (from tree 0)"
-            raise ValueError(
-                f"vdot: {show_path(path)} of tree 1 has shape {tuple(y.shape)}, expected {wanted}"
-            )
+    a, b, _ = paired("vdot", left, right)
     terms = [((x.conj() if x.is_complex() else x) * y).sum() for x, y in zip(a, b, strict=True)]
     return sum_of(terms) if terms else torch.zeros(())
 
@@ -331,14 +360,9 @@ def where(condition: Tensor, left: TensorDictBase, right: TensorDictBase) -> Ten
     if not isinstance(condition, Tensor) or condition.dtype != torch.bool:
         got = getattr(condition, "dtype", type(condition).__name__)
         raise TypeError(f"where: condition is {got}, expected a bool tensor")
-    (a, b), structure = _aligned("where", [left, right])
+    a, b, structure = paired("where", left, right)
     out = []
     for path, x, y in zip(structure.paths(), a, b, strict=True):
-        if x.shape != y.shape:
-            wanted = f"{tuple(x.shape)} (from tree 0)"
-            raise ValueError(
-                f"where: {show_path(path)} of tree 1 has shape {tuple(y.shape)}, expected {wanted}"
-            )
         if x.shape[: condition.ndim] != condition.shape:
             raise ValueError(
                 f"where: condition has shape {tuple(condition.shape)}, "

@@ -1,3 +1,3 @@
-"""The peer's script runs in the environment with JAX, and is no place for examples."""
+"""The peers' scripts run in the environment with JAX, and are no place for examples."""
 
-collect_ignore = ["rlax_losses.py"]
+collect_ignore = ["optax_adam.py", "rlax_losses.py"]

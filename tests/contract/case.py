@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 import losses
-from paramtree import rng, tree
+from paramtree import optim, rng, tree
 
 D = torch.float64
 Key = str | tuple[str, ...]
@@ -135,6 +135,31 @@ class Reducer(Row):
 
         hyper = {**self.hyper, **self.target_hyper}
         return self.standing(call, lambda: (self.td(), numbers(hyper)))
+
+
+def transform_case(
+    name: str, make: Callable[[torch.Tensor], optim.Transform], **options: Any
+) -> Case:
+    """Two updates, differentiated in gradients, parameters and the hyper-parameter."""
+
+    def call(p: TensorDict, g: TensorDict, hyper: torch.Tensor) -> TensorDict:
+        transform = make(hyper)
+        state = transform.init(p)
+        updates, state = transform.update(g, state, p)
+        p = optim.apply_updates(p, updates)
+        updates, _ = transform.update(tree.map(torch.sin, g), state, p)
+        return optim.apply_updates(p, updates)
+
+    def args() -> tuple[Any, ...]:
+        grads = tree.map(lambda x: (3 * x).cos(), params())
+        return params(), grads, torch.tensor(0.3, dtype=D)
+
+    return Case(f"optim.{name}", call, args, **options)
+
+
+def params() -> TensorDict:
+    policy = tree.new({"w": draw("w", 2, 3), "b": draw("b", 2)}, (2,))
+    return tree.new({"meta": tree.new({"w": draw("m", 3)}), "policy": policy})
 
 
 def leaves(td: TensorDictBase) -> list[tuple[Key, torch.Tensor]]:

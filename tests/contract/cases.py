@@ -1,4 +1,4 @@
-"""One row for each public function; those of ``losses`` stand in ``losses_*.py``, a file a room."""
+"""One row for each public function; ``losses_*.py`` and ``optim_*.py`` hold those of two rooms."""
 
 import importlib
 from collections.abc import Callable
@@ -22,18 +22,14 @@ from paramtree import (
     tree,
     with_next,
 )
-from tests.contract.case import Case, D, draw, flags
-
-LOSSES = [
-    row
-    for file in sorted(Path(__file__).parent.glob("losses_*.py"))
-    for row in importlib.import_module(f"tests.contract.{file.stem}").ROWS
-]
+from tests.contract.case import Case, D, draw, flags, params
 
 
-def params() -> TensorDict:
-    policy = tree.new({"w": draw("w", 2, 3), "b": draw("b", 2)}, (2,))
-    return tree.new({"meta": tree.new({"w": draw("m", 3)}), "policy": policy})
+def rows(room: str) -> list[Any]:
+    """The rows of all files of a room, in the order of their names."""
+    files = sorted(Path(__file__).parent.glob(f"{room}_*.py"))
+    modules = [importlib.import_module(f"tests.contract.{file.stem}") for file in files]
+    return [row for module in modules for row in module.ROWS]
 
 
 def layer_case(name: str, layer: model.Model, x: Callable[[], Any], **options: Any) -> Case:
@@ -54,26 +50,6 @@ def initializer_case(name: str, init: Callable[..., torch.Tensor]) -> Case:
 
 def _initialized(init: Callable[..., torch.Tensor], key: torch.Tensor) -> torch.Tensor:
     return init(key, (4, 3), D)
-
-
-def transform_case(
-    name: str, make: Callable[[torch.Tensor], optim.Transform], **options: Any
-) -> Case:
-    """Two updates, differentiated in gradients, parameters and the hyper-parameter."""
-
-    def call(p: TensorDict, g: TensorDict, hyper: torch.Tensor) -> TensorDict:
-        transform = make(hyper)
-        state = transform.init(p)
-        updates, state = transform.update(g, state, p)
-        p = optim.apply_updates(p, updates)
-        updates, _ = transform.update(tree.map(torch.sin, g), state, p)
-        return optim.apply_updates(p, updates)
-
-    def args() -> tuple[Any, ...]:
-        grads = tree.map(lambda x: (3 * x).cos(), params())
-        return params(), grads, torch.tensor(0.3, dtype=D)
-
-    return Case(f"optim.{name}", call, args, **options)
 
 
 # ------------------------------------------------------------------------------------- trajectories
@@ -203,7 +179,7 @@ CASES = [
         "tree.flatten",
         lambda p: tree.flatten(p)[0],
         lambda: (params(),),
-        covers=("tree.leaves", "tree.paths", "tree.count", "tree.Structure"),
+        covers=("tree.leaves", "tree.leaves_like", "tree.paths", "tree.Structure"),
     ),
     Case("tree.unflatten", lambda p: tree.unflatten(*tree.flatten(p)[::-1]), lambda: (params(),)),
     Case("tree.leaves", lambda p: tree.leaves(p), lambda: (params(),)),
@@ -338,35 +314,7 @@ CASES = [
         }.items()
     ],
     # optimizers
-    transform_case(
-        "sgd",
-        lambda h: optim.sgd(h, momentum=0.9, nesterov=True, weight_decay=0.1),
-        inductor=True,
-        covers=("optim.apply_updates", "optim.Transform"),
-    ),
-    transform_case("adam", lambda h: optim.adam(h, eps=0.1), inductor=True),
-    transform_case("adamw", lambda h: optim.adamw(h, eps=0.1, weight_decay=0.1)),
-    transform_case("scale_by_adam", lambda h: optim.scale_by_adam(h, eps=0.1)),
-    transform_case("trace", lambda h: optim.trace(h, dampening=0.2)),
-    transform_case("add_decayed_weights", optim.add_decayed_weights),
-    transform_case("clip_by_global_norm", optim.clip_by_global_norm),
-    transform_case("scale", optim.scale),
-    transform_case(
-        "scale_by_schedule",
-        lambda h: optim.scale_by_schedule(optim.linear(h, 0.1, 5)),
-        covers=("optim.linear",),
-    ),
-    transform_case("constant", lambda h: optim.sgd(optim.constant(h))),
-    transform_case(
-        "chain", lambda h: optim.chain(clip=optim.clip_by_global_norm(1.0), sgd=optim.sgd(h))
-    ),
-    transform_case(
-        "partition",
-        lambda h: optim.partition({"policy.**": optim.sgd(h), "meta": optim.adam(h, eps=0.1)}),
-    ),
-    transform_case(
-        "stateless", lambda h: optim.stateless(lambda g, p: tree.map(lambda x: h * x, g))
-    ),
+    *rows("optim"),
     # environments
     Case(
         "envs.grid_world",
@@ -393,7 +341,7 @@ CASES = [
         vmapped=HOST,
         compiled=HOST,
     ),
-    *[row if isinstance(row, Case) else row.case() for row in LOSSES],
+    *[row if isinstance(row, Case) else row.case() for row in rows("losses")],
     # learning to learn
     Case(
         "meta.lpg_network",

@@ -118,17 +118,16 @@ def test_a_schedule_is_the_rate_of_each_step(ours, theirs, params, loss):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_narrow_dtypes_stay_and_are_as_right_as_torchs(dtype, params, loss):
     low = tree.map(lambda leaf: leaf.to(dtype), params)
-    eps = 1e-4  # 1e-8 is 0 in float16
 
     def narrow(params):
         return loss(tree.map(torch.Tensor.double, params))
 
     rate = torch.tensor(0.05, dtype=torch.float64)  # a wide tensor changes no dtype
     for lr in (0.05, rate, linear(0.05, 0.05, 3)):
-        got, state = train(adamw(lr, eps=eps), low, narrow, 5)
+        got, state = train(adamw(lr), low, narrow, 5)
         assert {leaf.dtype for leaf in tree.leaves(got[-1])} == {dtype}
-        assert {leaf.dtype for leaf in tree.leaves(state["adam", "nu"])} == {dtype}
-        exact, _ = train(adamw(lr, eps=eps), params, loss, 5)
+        assert {leaf.dtype for leaf in tree.leaves(state["adam", "nu"])} == {torch.float32}
+        exact, _ = train(adamw(lr), params, loss, 5)
         rounding = 40 * torch.finfo(dtype).eps
         wide = tree.map(torch.Tensor.double, got[-1])
         assert_trees_close(wide, exact[-1], rtol=rounding, atol=rounding)
@@ -198,7 +197,7 @@ def test_the_slope_in_the_rate_that_others_measured(ours, theirs, published, rto
             ValueError,
             "adam: lr is inf, expected at least 0 and below inf",
         ),
-        (lambda: sgd("0.1"), TypeError, "sgd: lr is a str, expected a float or a 0-d tensor"),
+        (lambda: sgd("0.1"), TypeError, "sgd: lr is a str, expected a float, a 0-d tensor or a schedule"),
         (lambda: sgd(True), TypeError, "sgd: lr is a bool"),
         (lambda: sgd(torch.ones(3)), ValueError, r"sgd: lr has shape \(3,\).*vmap"),
         (
@@ -208,7 +207,6 @@ def test_the_slope_in_the_rate_that_others_measured(ours, theirs, published, rto
         ),
         (lambda: sgd(0.1, momentum=-1), ValueError, "sgd: momentum is -1"),
         (lambda: sgd(0.1, nesterov=True), ValueError, "sgd: momentum is 0, expected more"),
-        (lambda: sgd(0.1, dampening=0.1), ValueError, "sgd: momentum is 0, expected more"),
         (
             lambda: sgd(0.1, 0.9, 0.1, nesterov=True),
             ValueError,

@@ -235,7 +235,7 @@ def test_grads_that_do_not_fit_the_params(name):
 def test_a_state_that_belongs_to_another_optimizer(name):
     params, transform = vector(1.0, 2.0), ALL[name]
     other = chain(adam=scale_by_adam()).init(params)
-    with pytest.raises(ValueError, match=rf"{name}: the state has no 'count' \(it holds 'adam'\)"):
+    with pytest.raises(ValueError, match=f"{name}: the state holds 'adam', expected 'count'"):
         transform.update(params, other, params)
     with pytest.raises(TypeError, match="state is a NoneType"):
         transform.update(params, None, params)
@@ -297,7 +297,7 @@ def test_updates_that_do_not_fit(params, updates, error, message):
         (lambda: clip_by_global_norm(0), ValueError, "max_norm is 0, expected more"),
         (lambda: clip_by_global_norm(-1.0), ValueError, "max_norm is -1.0, expected at least 0"),
         (lambda: scale(float("nan")), ValueError, "factor is nan, expected a finite number"),
-        (lambda: scale(lambda count: 1.0), TypeError, "factor is a function"),
+        (lambda: scale(dict), TypeError, "factor is a type"),
         (
             lambda: scale_by_schedule(0.1),
             TypeError,
@@ -307,7 +307,7 @@ def test_updates_that_do_not_fit(params, updates, error, message):
         (
             lambda: run(scale_by_schedule(lambda count: torch.ones(2)), [vector(1.0, 2.0)]),
             ValueError,
-            r"the schedule's value has shape \(2,\)",
+            r"what the schedule factor gave has shape \(2,\)",
         ),
     ],
 )

@@ -1,0 +1,202 @@
+"""Update and apply at once, in the params' own memory where the caller gives them up.
+
+A chain that ends as ``adam``, ``adamw`` or ``sgd`` do goes to torch's fused kernels where they can
+say the same: all leaves of one dtype and contiguous, numbers for hyper-parameters (the rate may be
+a tensor), and nothing differentiated, mapped or compiled. Whatever comes before in the chain, such
+as clipping, runs as always. Everything else takes ``update`` and ``apply_updates``.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from ..tree import Structure, leaves, moved, new, unflatten
+from .arguments import Tree, aligned, at_count, like, named_like, parameters, parts, require_flag
+from .base import Step, Transform, require_transform, updated
+from .combine import Chained
+from .leafwise import Leafwise, Leaves, Work, transformed, updates
+
+
+def step(
+    optimizer: Transform, grads: Tree, state: Tree, params: Tree, donate: bool = False, **extra: Any
+) -> Step:
+    """Params and state after an update: ``update`` and ``apply_updates`` in one.
+
+    Args:
+        optimizer: the transform.
+        grads: tree like the params; it stays the caller's.
+        state: what ``optimizer.init`` or the step before gave.
+        params: tree of float or complex leaves.
+        donate: whether ``state`` and ``params`` are given up: their memory is used again where
+            nothing is differentiated, mapped or compiled, and reading them afterwards raises. No
+            tree that's still needed may share memory with them.
+        extra: keywords that some transforms read, such as ``value=``.
+
+    Returns:
+        ``(params, state)``, as ``apply_updates(params, updates)`` and ``update`` give them, in some
+        cases differently rounded.
+
+    Raises:
+        ValueError: names or shapes differ, or the state belongs to another optimizer.
+        TypeError: an argument is of another kind, or dtypes differ.
+    """
+    require_transform("step", "optimizer", optimizer)
+    require_flag("step", "donate", donate)
+    if not isinstance(optimizer.update, Leafwise | Chained):
+        changes, after = updated(optimizer, grads, state, params, extra)
+        (p, u), structure = aligned("step", params, updates=changes)
+    else:
+        p, structure = parameters("step", params)
+        g = like("step", "grads", grads, p, structure)
+        done = _fused(optimizer.update, g, state, params, donate, p, structure)
+        if done is not None:
+            return done
+        work = Work(p, structure, optimizer.update.joins)
+        u, after = updates(optimizer.update, g, state, work)
+    if not donate:
+        return unflatten(structure, [torch.add(x, y) for x, y in zip(p, u, strict=True)]), after
+    after = moved("step", after)  # before the old state, with which it may share sub-trees
+    if p and _free(p, u) and not _shared(p, [*u, *leaves(after)]):
+        torch._foreach_add_(p, u)
+        changed = moved("step", params)
+    else:
+        changed = unflatten(structure, [torch.add(x, y) for x, y in zip(p, u, strict=True)])
+        moved("step", params)
+    moved("step", state)
+    return changed, after
+
+
+def _free(*columns: Leaves) -> bool:
+    """Whether memory may be written to: nothing is differentiated, mapped or compiled."""
+    if transformed():
+        return False
+    graph = torch.is_grad_enabled()
+    return not (graph and any([x.requires_grad for column in columns for x in column]))
+
+
+def _shared(left: Leaves, right: Leaves) -> bool:
+    stored = {x.untyped_storage().data_ptr() for x in left}
+    return any([x.untyped_storage().data_ptr() in stored for x in right])
+
+
+def _fused(
+    update: Any, g: Leaves, state: Tree, params: Tree, donate: bool, p: Leaves, structure: Structure
+) -> Step | None:
+    """The step by a fused kernel, or None where there's none that says the same."""
+    tail = _tail(update)
+    if not tail or not _fits([p, g]):
+        return None
+    first = len(update.flat) - len(tail)
+    held = update.held(state)
+    found: list[dict[str, Any]] = []
+    slots: dict[str, Leaves] = {}
+    for stage, own in zip(tail, held[first:], strict=True):
+        own = dict(zip(stage.names, parts(stage.fn, own, *stage.names), strict=True))
+        for name in stage.slots:
+            slots[name] = named_like("step", f"state[{name!r}]", own[name], structure)
+        found.append(own)
+    hyper = _numbers(tail, found, p)
+    if hyper is None or not _fits([p, *slots.values()]):
+        return None
+    after: list[TensorDict] = []
+    if first:
+        work = Work(p, structure, joins=False)
+        for stage, own in zip(update.flat[:first], held[:first], strict=True):
+            g, own = stage.on_leaves(g, own, work)
+            after.append(own)
+        if not _fits([p, g]):
+            return None
+    if not donate:
+        p, slots = [x.clone() for x in p], {n: [x.clone() for x in own] for n, own in slots.items()}
+    counts = [own["count"] + 1 for own in found if "count" in own]
+    _KERNELS[tuple([stage.kernel for stage in tail])](p, g, slots, counts, hyper)
+    for stage, own in zip(tail, found, strict=True):
+        trees: dict[str, Any] = {"count": counts.pop(0)} if "count" in own else {}
+        for name in stage.slots:
+            trees[name] = moved("step", own[name]) if donate else unflatten(structure, slots[name])
+        after.append(new(trees))
+    if donate:
+        moved("step", state)
+    return moved("step", params) if donate else unflatten(structure, p), update.whole(after)
+
+
+def _tail(update: Any) -> list[Leafwise]:
+    """The last stages of a chain that one kernel stands for."""
+    stages = update.flat if isinstance(update, Chained) else []
+    for size in (3, 2, 1):
+        if tuple([stage.kernel for stage in stages[-size:]]) in _KERNELS:
+            return stages[-size:]
+    return []
+
+
+def _fits(columns: list[Leaves]) -> bool:
+    """Whether a kernel takes leaves: one plain dtype, dense, alike, and nothing recorded."""
+    p = columns[0]
+    if not p or p[0].device.type not in ("cpu", "cuda") or not _free():
+        return False
+    sizes, dtype, recorded = list(map(Tensor.size, p)), p[0].dtype, torch.is_grad_enabled()
+    if dtype.itemsize < 4 or dtype.is_complex:
+        return False
+    for column in columns:
+        if column is not p and list(map(Tensor.size, column)) != sizes:
+            return False
+        for x in column:
+            if x.dtype is not dtype or (recorded and x.requires_grad) or not x.is_contiguous():
+                return False
+    return True
+
+
+def _numbers(tail: list[Leafwise], found: list[dict[str, Any]], p: Leaves) -> dict[str, Any] | None:
+    """Hyper-parameters at this step, or None where a kernel doesn't take them as they are."""
+    hyper: dict[str, Any] = {}
+    for stage, own in zip(tail, found, strict=True):
+        for name, value in stage.hyper.items():
+            value = at_count(stage.fn, name, value, own.get("count"))
+            if isinstance(value, Tensor):
+                learned = value.requires_grad and torch.is_grad_enabled()
+                if name != "lr" or learned or not p or value.device != p[0].device:
+                    return None
+                value = value.float() if value.is_cuda else value
+            hyper[name] = value
+    return hyper
+
+
+def _adam(
+    decoupled: bool,
+    p: Leaves,
+    g: Leaves,
+    slots: dict[str, Leaves],
+    counts: list[Tensor],
+    hyper: Any,
+) -> None:
+    run = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    largest = slots.get("nu_max", [])
+    steps = [counts[0].float()] * len(p)
+    numbers = {"beta1": hyper["b1"], "beta2": hyper["b2"], "eps": hyper["eps"]}
+    numbers |= {"lr": hyper["lr"], "weight_decay": hyper.get("weight_decay", 0.0)}
+    options = {"amsgrad": bool(largest), "maximize": False}
+    run(p, g, slots["mu"], slots["nu"], largest, steps, **numbers, **options)
+
+
+def _sgd(
+    nesterov: bool, p: Leaves, g: Leaves, slots: dict[str, Leaves], counts: list[Tensor], hyper: Any
+) -> None:
+    numbers = {"lr": hyper["lr"], "weight_decay": hyper.get("weight_decay", 0.0)}
+    numbers |= {"momentum": hyper.get("momentum", 0.0), "dampening": 0.0}
+    options = {"nesterov": nesterov, "maximize": False, "is_first_step": False}
+    torch._fused_sgd_(p, g, slots.get("trace", []), **numbers, **options)
+
+
+_KERNELS: dict[tuple[str, ...], Callable[..., None]] = {
+    **{(kind, "rate"): partial(_adam, False) for kind in ("adam", "amsgrad")},
+    **{("decay", kind, "rate"): partial(_adam, False) for kind in ("adam", "amsgrad")},
+    **{(kind, "decay", "rate"): partial(_adam, True) for kind in ("adam", "amsgrad")},
+    ("rate",): partial(_sgd, False),
+    ("decay", "rate"): partial(_sgd, False),
+    **{(kind, "rate"): partial(_sgd, kind == "nesterov") for kind in ("momentum", "nesterov")},
+    **{("decay", k, "rate"): partial(_sgd, k == "nesterov") for k in ("momentum", "nesterov")},
+}

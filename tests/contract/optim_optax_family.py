@@ -1,0 +1,87 @@
+"""Rows of optax's other optimizers; one number feeds all hyper-parameters that it may."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from paramtree import optim, rng, tree
+from tests.contract.case import Case, transform_case
+
+SIGNS: dict[str, Any] = {"smooth": 1}  # a sign has no second derivative to compare
+
+
+def matrices(name: str, make: Callable[[torch.Tensor], optim.Transform]) -> Case:
+    """The same case on the tree's one matrix."""
+    case = transform_case(name, make)
+    fn, args = case.fn, case.args
+
+    def cut() -> tuple[Any, ...]:
+        params, grads, hyper = args()
+        return tree.select(params, "policy.w"), tree.select(grads, "policy.w"), hyper
+
+    case.fn, case.args = fn, cut
+    return case
+
+
+def noise(h: torch.Tensor) -> optim.Transform:
+    return optim.add_noise(rng.key(3), h, h)
+
+
+def muon(h: torch.Tensor) -> optim.Transform:
+    return optim.muon(h, weight_decay=h, momentum=h, eps=h / 9, ns_steps=2, dtype=None)
+
+
+ROWS = [
+    transform_case("clip", optim.clip),
+    transform_case("clip_by_block_rms", optim.clip_by_block_rms),
+    transform_case("adaptive_grad_clip", lambda h: optim.adaptive_grad_clip(h, eps=h)),
+    transform_case(
+        "zero_nans", lambda h: optim.chain(nans=optim.zero_nans(), scale=optim.scale(h))
+    ),
+    transform_case(
+        "centralize", lambda h: optim.chain(mean=optim.centralize(), scale=optim.scale(h))
+    ),
+    transform_case(
+        "scale_by_sign",
+        lambda h: optim.chain(sign=optim.scale_by_sign(), scale=optim.scale(h)),
+        **SIGNS,
+    ),
+    transform_case("scale_by_lion", lambda h: optim.scale_by_lion(h, h / 2), **SIGNS),
+    transform_case("lion", lambda h: optim.lion(h, weight_decay=h), **SIGNS),
+    transform_case("scale_by_belief", lambda h: optim.scale_by_belief(h, h, h, h, nesterov=True)),
+    transform_case("adabelief", lambda h: optim.adabelief(h, eps=h)),
+    transform_case("scale_by_yogi", lambda h: optim.scale_by_yogi(h, h / 2, h, h, h)),
+    transform_case("yogi", lambda h: optim.yogi(h, eps=h)),
+    transform_case("scale_by_novograd", lambda h: optim.scale_by_novograd(h, h / 2, h, h, h)),
+    transform_case("novograd", lambda h: optim.novograd(h, eps=h)),
+    transform_case(
+        "scale_by_trust_ratio",
+        lambda h: optim.scale_by_trust_ratio(min_norm=h / 9, trust_coefficient=h, eps=h),
+    ),
+    transform_case("lamb", lambda h: optim.lamb(h, eps=h, weight_decay=h)),
+    transform_case("lars", lambda h: optim.lars(h, h, h, h, h, nesterov=True)),
+    transform_case("fromage", optim.fromage),
+    transform_case("add_noise", noise),
+    transform_case("noisy_sgd", lambda h: optim.noisy_sgd(h, rng.key(3), eta=h, gamma=h)),
+    transform_case(
+        "scale_by_optimistic_gradient", lambda h: optim.scale_by_optimistic_gradient(h, h / 2)
+    ),
+    transform_case(
+        "optimistic_gradient_descent", lambda h: optim.optimistic_gradient_descent(h, beta=h)
+    ),
+    transform_case("optimistic_adam", lambda h: optim.optimistic_adam(h, eps=h)),
+    transform_case("optimistic_adam_v2", lambda h: optim.optimistic_adam_v2(h, beta=h, eps=h)),
+    transform_case(
+        "scale_by_factored_rms",
+        lambda h: optim.scale_by_factored_rms(
+            decay_rate=h, step_offset=-2, min_dim_size_to_factor=2, epsilon=h
+        ),
+    ),
+    transform_case(
+        "adafactor",
+        lambda h: optim.adafactor(h, beta2_decay=-h, eps=(h / 99, h / 9), d=1 + h, weight_decay=h),
+    ),
+    matrices("scale_by_muon", lambda h: optim.scale_by_muon((2 + h, -1.5, h), 2, dtype=None)),
+    matrices("muon", muon),
+]
