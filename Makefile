@@ -43,9 +43,7 @@ lint: .venv
 fixtures: .venv-jax
 	.venv-jax/bin/python tests/fixtures/rlax.py
 	.venv-jax/bin/python tests/fixtures/optax.py
-	.venv-jax/bin/python tests/fixtures/optax_wrappers.py
 	.venv-jax/bin/python tests/fixtures/optax_schedules.py
-	.venv-jax/bin/python tests/fixtures/optax_schedule_free.py
 
 bench: .venv
 	@status=0; for file in tests/benchmarks/bench_*.py; do \

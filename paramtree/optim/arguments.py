@@ -63,7 +63,7 @@ def like(fn: str, name: str, tree: Any, leaves: list[Tensor], structure: Structu
     """
     column = named_like(fn, name, tree, structure)
     for at, (got, wanted) in enumerate(zip(column, leaves, strict=True)):
-        if got.dtype is not wanted.dtype or got.shape != wanted.shape:
+        if got.dtype is not wanted.dtype or got.size() != wanted.size():
             refuse_leaf(f"{fn}: {name} at {show_path(structure.paths()[at])}", got, wanted)
     return column
 
@@ -83,10 +83,11 @@ def parameters(fn: str, params: Any) -> tuple[list[Tensor], Structure]:
     """
     require_tree(fn, "params", params)
     leaves, structure = flatten(params)
-    for at, leaf in enumerate(leaves):
-        if not leaf.is_floating_point() and not leaf.is_complex():
-            what = f"{leaf.dtype}, expected a float dtype; tree.partition takes it out"
-            raise TypeError(f"{fn}: params at {show_path(structure.paths()[at])} is {what}")
+    for dtype in {leaf.dtype for leaf in leaves}:
+        if not dtype.is_floating_point and not dtype.is_complex:
+            path = show_path(structure.paths()[[leaf.dtype for leaf in leaves].index(dtype)])
+            what = f"{dtype}, expected a float dtype; tree.partition takes it out"
+            raise TypeError(f"{fn}: params at {path} is {what}")
     return leaves, structure
 
 

@@ -79,8 +79,10 @@ def _free(*columns: Leaves) -> bool:
 
 
 def _shared(left: Leaves, right: Leaves) -> bool:
-    stored = {x.untyped_storage().data_ptr() for x in left}
-    return any([x.untyped_storage().data_ptr() in stored for x in right])
+    """Whether a leaf on the left shares memory with another, on whatever side."""
+    stored = [x.untyped_storage().data_ptr() for x in left]
+    others = [x.untyped_storage().data_ptr() for x in right]
+    return len(set(stored)) < len(stored) or not set(stored).isdisjoint(others)
 
 
 def _fused(
@@ -88,7 +90,7 @@ def _fused(
 ) -> Step | None:
     """The step by a fused kernel, or None where there's none that says the same."""
     tail = _tail(update)
-    if not tail or not _fits([p, g]):
+    if not tail or not p or (torch.is_grad_enabled() and g[0].requires_grad):
         return None
     first = len(update.flat) - len(tail)
     held = update.held(state)
@@ -100,15 +102,18 @@ def _fused(
             slots[name] = named_like("step", f"state[{name!r}]", own[name], structure)
         found.append(own)
     hyper = _numbers(tail, found, p)
-    if hyper is None or not _fits([p, *slots.values()]):
+    if hyper is None or not _fits(p, g, *slots.values()):
         return None
+    written = [x for column in (p, *slots.values()) for x in column]
+    if donate and len(set(map(Tensor.data_ptr, written))) < len(written):
+        return None  # what is in there twice would be written to twice
     after: list[TensorDict] = []
     if first:
         work = Work(p, structure, joins=False)
         for stage, own in zip(update.flat[:first], held[:first], strict=True):
             g, own = stage.on_leaves(g, own, work)
             after.append(own)
-        if not _fits([p, g]):
+        if not _fits(p, g):
             return None
     if not donate:
         p, slots = [x.clone() for x in p], {n: [x.clone() for x in own] for n, own in slots.items()}
@@ -133,21 +138,21 @@ def _tail(update: Any) -> list[Leafwise]:
     return []
 
 
-def _fits(columns: list[Leaves]) -> bool:
+def _fits(p: Leaves, g: Leaves, *slots: Leaves) -> bool:
     """Whether a kernel takes leaves: one plain dtype, dense, alike, and nothing recorded."""
-    p = columns[0]
-    if not p or p[0].device.type not in ("cpu", "cuda") or not _free():
+    dtype = p[0].dtype
+    if dtype.itemsize < 4 or dtype.is_complex or p[0].device.type not in ("cpu", "cuda"):
         return False
-    sizes, dtype, recorded = list(map(Tensor.size, p)), p[0].dtype, torch.is_grad_enabled()
-    if dtype.itemsize < 4 or dtype.is_complex:
+    if transformed():
         return False
-    for column in columns:
-        if column is not p and list(map(Tensor.size, column)) != sizes:
+    for column in slots:
+        if not all(map(Tensor.is_same_size, column, p)):
             return False
-        for x in column:
-            if x.dtype is not dtype or (recorded and x.requires_grad) or not x.is_contiguous():
-                return False
-    return True
+    every = [x for column in (p, g, *slots) for x in column]
+    graph = torch.is_grad_enabled()
+    if [x for x in every if x.dtype is not dtype or (graph and x.requires_grad)]:
+        return False
+    return all(map(Tensor.is_contiguous, every))
 
 
 def _numbers(tail: list[Leafwise], found: list[dict[str, Any]], p: Leaves) -> dict[str, Any] | None:

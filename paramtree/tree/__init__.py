@@ -25,6 +25,7 @@ from .arithmetic import random_like as random_like
 from .arithmetic import scale as scale
 from .arithmetic import sub as sub
 from .arithmetic import zeros_like as zeros_like
+from .donation import moved as moved
 from .names import exclude as exclude
 from .names import merge as merge
 from .names import partition as partition
@@ -37,7 +38,6 @@ from .structure import flatten as flatten
 from .structure import leaves as leaves
 from .structure import leaves_like as leaves_like
 from .structure import lock as lock
-from .structure import moved as moved
 from .structure import new as new
 from .structure import parse_path as parse_path
 from .structure import paths as paths

@@ -151,8 +151,7 @@ def transform_case(
         return optim.apply_updates(p, updates)
 
     def args() -> tuple[Any, ...]:
-        grads = tree.map(lambda x: (3 * x).cos(), params())
-        return params(), grads, torch.tensor(0.3, dtype=D)
+        return params(), grads(), torch.tensor(0.3, dtype=D)
 
     return Case(f"optim.{name}", call, args, **options)
 
@@ -160,6 +159,11 @@ def transform_case(
 def params() -> TensorDict:
     policy = tree.new({"w": draw("w", 2, 3), "b": draw("b", 2)}, (2,))
     return tree.new({"meta": tree.new({"w": draw("m", 3)}), "policy": policy})
+
+
+def grads() -> TensorDict:
+    """Some of the params' names and shapes."""
+    return tree.map(lambda x: (3 * x).cos(), params())
 
 
 def leaves(td: TensorDictBase) -> list[tuple[Key, torch.Tensor]]:

@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from paramtree import optim, tree
-from tests.contract.case import Case, D, params, transform_case
+from tests.contract.case import Case, D, grads, params, transform_case
 
 
 def stepped(p: TensorDict, g: TensorDict, rate: torch.Tensor) -> Any:
@@ -21,45 +21,57 @@ def moved(p: TensorDict) -> TensorDict:
     return tree.moved("moved", tree.map(torch.clone, p))
 
 
-def slopes() -> TensorDict:
-    return tree.map(lambda x: (3 * x).cos(), params())
-
-
 ROWS = [
     transform_case(
         "sgd",
-        lambda h: optim.sgd(h, momentum=0.9, nesterov=True, weight_decay=0.1),
+        lambda h: optim.sgd(h, momentum=h, dampening=h, weight_decay=h),
         inductor=True,
-        covers=("optim.apply_updates", "optim.Transform"),
+        covers=(
+            "optim.add_decayed_weights",
+            "optim.apply_updates",
+            "optim.scale_by_learning_rate",
+            "optim.trace",
+            "optim.Transform",
+        ),
     ),
-    transform_case("adam", lambda h: optim.adam(h, eps=0.1), inductor=True),
-    transform_case("adamw", lambda h: optim.adamw(h, eps=0.1, weight_decay=0.1)),
-    transform_case("scale_by_adam", lambda h: optim.scale_by_adam(h, eps=0.1, nesterov=True)),
-    transform_case("scale_by_amsgrad", lambda h: optim.scale_by_amsgrad(h, eps=0.1)),
-    transform_case("trace", lambda h: optim.trace(h, dampening=0.2)),
+    transform_case(
+        "adam",
+        lambda h: optim.adam(h, eps=0.1),
+        inductor=True,
+        covers=("optim.scale_by_adam",),
+    ),
+    transform_case(
+        "adamw",
+        lambda h: optim.adamw(h, eps=0.1, weight_decay=0.1, amsgrad=True),
+        covers=("optim.scale_by_amsgrad",),
+    ),
     transform_case("ema", optim.ema),
-    transform_case("add_decayed_weights", optim.add_decayed_weights),
-    transform_case("clip_by_global_norm", optim.clip_by_global_norm),
-    transform_case("scale", optim.scale),
-    transform_case("scale_by_learning_rate", optim.scale_by_learning_rate),
-    transform_case("identity", lambda h: optim.chain(one=optim.identity(), two=optim.sgd(h))),
-    transform_case("set_to_zero", lambda h: optim.chain(a=optim.sgd(h), b=optim.set_to_zero())),
+    transform_case(
+        "identity",
+        lambda h: optim.chain(one=optim.identity(), two=optim.scale(h)),
+        covers=("optim.scale",),
+    ),
     transform_case(
         "scale_by_schedule",
-        lambda h: optim.scale_by_schedule(optim.linear(h, 0.1, 5)),
-        covers=("optim.linear",),
+        lambda h: optim.chain(
+            up=optim.scale_by_schedule(optim.linear(h, 0.1, 5)),
+            lr=optim.scale_by_learning_rate(optim.constant(h)),
+        ),
+        covers=("optim.linear", "optim.constant"),
     ),
-    transform_case("constant", lambda h: optim.sgd(optim.constant(h))),
     transform_case(
-        "chain", lambda h: optim.chain(clip=optim.clip_by_global_norm(1.0), sgd=optim.sgd(h))
+        "chain",
+        lambda h: optim.chain(clip=optim.clip_by_global_norm(h), sgd=optim.sgd(h)),
+        covers=("optim.clip_by_global_norm",),
     ),
     transform_case(
         "partition",
-        lambda h: optim.partition({"policy.**": optim.sgd(h), "meta": optim.adam(h, eps=0.1)}),
+        lambda h: optim.partition({"policy.**": optim.sgd(h, 0.9), "meta": optim.set_to_zero()}),
+        covers=("optim.set_to_zero",),
     ),
     transform_case(
         "stateless", lambda h: optim.stateless(lambda g, p: tree.map(lambda x: h * x, g))
     ),
-    Case("optim.step", stepped, lambda: (params(), slopes(), torch.tensor(0.3, dtype=D))),
+    Case("optim.step", stepped, lambda: (params(), grads(), torch.tensor(0.3, dtype=D))),
     Case("tree.moved", moved, lambda: (params(),)),
 ]

@@ -80,7 +80,7 @@ def system() -> tuple[Any, ...]:
 
 def estimated(method: str, params: TensorDict, sigma: torch.Tensor, key: torch.Tensor) -> Any:
     def loss(p: TensorDict) -> torch.Tensor:
-        return (p["w"].sin() * p["b"].exp()).sum() + (p["w"] ** 3).sum()
+        return (p["w"].sin() * p["w"].mT.exp()).sum() + (p["w"] ** 3).sum()
 
     return meta.es_grad(loss, key, method=method, sigma=sigma, samples=3, chunk=2)(params)
 
@@ -92,7 +92,7 @@ def searched(hyper: TensorDict, td: TensorDict, key: torch.Tensor) -> Any:
     def outer(hyper: TensorDict, state: TensorDict) -> torch.Tensor:
         return (state["w"] ** 2).sum()
 
-    mode = meta.zero_order(step, outer, 2, key=key, samples=3, argnums=(0, 1))
+    mode = meta.zero_order(step, outer, 2, key=key, samples=3, argnums=1)
     return mode(hyper, tree.new({"w": draw("w", 3)}))
 
 
@@ -122,7 +122,7 @@ ROWS = [
         "meta.es_grad",
         partial(estimated, "antithetic"),
         lambda: (
-            tree.new({"w": draw("w", 2, 2), "b": draw("b", 2)}),
+            tree.new({"w": draw("w", 2, 2)}),
             torch.tensor(0.3, dtype=D),
             rng.key(4),
         ),

@@ -17,7 +17,7 @@ def mode_case(mode: str, problem: Callable[[], Any], **options: Any) -> Case:
 
 
 ROWS = [
-    mode_case("unrolled", momentum),
+    mode_case("unrolled", quadratic),
     mode_case("truncated", momentum, window=2),
     mode_case("checkpointed", quadratic, segment=1),
     mode_case("forward_mode", quadratic),

@@ -65,13 +65,13 @@ def downhill(length: float) -> TensorDict:
 
 
 ROWS = [
-    walk_case("schedule_free", lambda h: optim.schedule_free(optim.sgd(h), h)),
     walk_case("schedule_free_sgd", lambda h: optim.schedule_free_sgd(h, weight_decay=h)),
     walk_case("schedule_free_adamw", lambda h: optim.schedule_free_adamw(h, eps=0.1)),
     Case(
         "optim.schedule_free_eval_params",
         evaluated,
         lambda: (params(), draw("lr", low=0.1, high=0.2), draw("b1", low=0.5, high=0.9)),
+        covers=("optim.schedule_free",),
     ),
     walk_case("sam", lambda h: optim.sam(optim.sgd(0.1), h, adaptive=True), grad_fn=slope),
     walk_case("lbfgs", lambda h: optim.lbfgs(h, 2), covers=("optim.scale_by_lbfgs",)),

@@ -6,12 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from paramtree import autodiff, rng, tree
-from tests.contract.case import Case, draw
-
-
-def params() -> TensorDict:
-    policy = tree.new({"w": draw("w", 2, 3), "b": draw("b", 2)}, (2,))
-    return tree.new({"meta": tree.new({"w": draw("m", 3)}), "policy": policy})
+from tests.contract.case import Case, draw, params
 
 
 def other() -> TensorDict:

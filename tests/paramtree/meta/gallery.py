@@ -1,6 +1,6 @@
 """Four published toy problems of learning to learn, each on an inner loop and one of the modes.
 
-An inner loop is ``step(hyper, state, k)``, what rates its end is ``outer(hyper, state)``, and a mode
+An inner loop is ``step(hyper, state, k)``, what rates its end ``outer(hyper, state)``, and a mode
 of ``paramtree.meta`` gives the gradient. Everything is written for one task, one player, one run;
 ``vmap`` has the axis.
 """
@@ -92,8 +92,8 @@ def learning_curve(task: Tree, params: Tree, steps: int = 10, lr: float = 0.01) 
 
 # ---------------------------------------------------------------------------------- implicit MAML
 # The inner problem keeps near the initial params: loss(p) + strength |p - initial|^2 / 2. Its
-# solution depends on them through that term alone. Rajeswaran et al. (2019), sections 2.2 and 4.1,
-# where the model is linear in its params, so that the exact meta-gradient is known.
+# solution depends on them through that term alone. Rajeswaran et al. (2019), section 2.
+# The model is linear in its params, so that the exact meta-gradient is known.
 
 
 def features(x: Tensor) -> Tensor:
@@ -127,8 +127,9 @@ def imaml(
 # -------------------------------------------------------------------------------------- LOLA-DiCE
 # Two players of the iterated prisoner's dilemma, each a table [5] of logits to cooperate: at the
 # start and after each pair of actions, as the player sees it. Foerster et al. (2018),
-# "DiCE", section 5, and "Learning with opponent-learning awareness", section 4. The rewards that
-# DiCE sees are relative to the mean payoff: what is added to all has no derivative, but a variance.
+# "DiCE" and "Learning with opponent-learning awareness". The rewards that DiCE sees are relative to
+# the mean payoff: what is added to all has no derivative, but a variance, with which some runs end
+# in defection.
 
 PAYOFF = torch.tensor([[-1.0, -3.0], [0.0, -2.0]])  # mine, for my action and theirs
 DISCOUNT = 0.96
@@ -226,7 +227,7 @@ def learn_together(gradient: Mode, key: Tensor, updates: int = 100, lr: float = 
 # -------------------------------------------------------------------------- learning to reweight
 # Two classes, half moons. The training set has few of one, or wrong labels; a second one is clean,
 # balanced and small. The weights in a batch are where the clean loss falls fastest after a step.
-# Ren et al. (2018), algorithm 1 and section 4.1.
+# Ren et al. (2018), algorithm 1.
 
 moon_net = nn.mlp(2, 32, 1)
 

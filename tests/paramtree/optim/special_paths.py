@@ -1,13 +1,8 @@
 """What the tests of schedule_free, sam, lbfgs and line searches share.
 
-Paths that tests/fixtures/optax_schedule_free.py recorded, its loss, and our own paths on it; other
-losses, and paths of L-BFGS, ours and torch's.
+Losses, paths of params on them, and paths of L-BFGS, ours and torch's.
 """
 
-import json
-from pathlib import Path
-
-import numpy as np
 import torch
 from tensordict import TensorDict
 from torch.testing import assert_close
@@ -16,25 +11,13 @@ import paramtree
 from paramtree import tree
 from paramtree.optim import apply_updates
 
-FILE = Path(__file__).parents[2] / "data" / "optax_schedule_free.npz"
 STEPS = 12
 D = torch.float64
-
-
-def recorded():
-    """Arrays by group and name."""
-    out = {}
-    with np.load(FILE) as file:
-        for group, entries in json.loads(file["layout"].tobytes()).items():
-            sizes = [int(np.prod(shape)) for _, _, shape in entries]
-            pieces = np.split(file[group], np.cumsum(sizes)[:-1])
-            for (name, _, shape), piece in zip(entries, pieces, strict=True):
-                out[group, name] = torch.tensor(piece.reshape(shape))
-    return out
-
-
-OPTAX = recorded()
-START = OPTAX["in", "start"]
+SOURCE = torch.Generator().manual_seed(0)
+ROOT, LINEAR, START = (
+    torch.randn(shape, generator=SOURCE, dtype=D) for shape in [(5, 5), (5,), (5,)]
+)
+MATRIX = ROOT @ ROOT.T + torch.eye(5, dtype=D)
 
 
 def tree_of(vector):
@@ -43,7 +26,7 @@ def tree_of(vector):
 
 def loss(params):
     w = torch.cat([params["bias"], params["weight"]])
-    return 0.5 * w @ OPTAX["in", "matrix"] @ w - OPTAX["in", "linear"] @ w + w.cos().sum()
+    return 0.5 * w @ MATRIX @ w - LINEAR @ w + w.cos().sum()
 
 
 def gradient(params, flat=False):
@@ -52,7 +35,7 @@ def gradient(params, flat=False):
 
 
 def walk(optimizer, read=None, **extra):
-    """Params [steps + 1, 5] from the recorded start, along the gradients of the loss."""
+    """Params [steps + 1, 5] from START, along the gradients of the loss."""
     params = tree_of(START)
     state, path = optimizer.init(params), [params]
     for _ in range(STEPS):

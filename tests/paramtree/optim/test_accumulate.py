@@ -5,7 +5,6 @@ from torch.testing import assert_close
 import paramtree
 from paramtree import tree
 from paramtree.optim import adam, apply_every, apply_updates, chain, multi_steps, scale, sgd
-from tests.paramtree.optim.optax_paths import assert_path
 
 
 def assert_trees_close(got, wanted):
@@ -15,14 +14,6 @@ def assert_trees_close(got, wanted):
 
 def gradients(params, n):
     return [tree.map(lambda leaf, i=i: torch.sin(leaf * (i + 1)), params) for i in range(n)]
-
-
-def test_paths_of_optax():
-    assert_path("multi_steps", multi_steps(adam(0.1), 3))
-    assert_path("multi_steps/sum", multi_steps(adam(0.1), 3, mean=False))
-    growing = multi_steps(sgd(0.1, momentum=0.9), lambda step: torch.where(step < 1, 2, 3))
-    assert_path("multi_steps/growing", growing)
-    assert_path("apply_every", chain(sum=apply_every(4), sgd=sgd(0.1, momentum=0.9)))
 
 
 @pytest.mark.parametrize("mean", [True, False])

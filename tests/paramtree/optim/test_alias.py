@@ -197,7 +197,11 @@ def test_the_slope_in_the_rate_that_others_measured(ours, theirs, published, rto
             ValueError,
             "adam: lr is inf, expected at least 0 and below inf",
         ),
-        (lambda: sgd("0.1"), TypeError, "sgd: lr is a str, expected a float, a 0-d tensor or a schedule"),
+        (
+            lambda: sgd("0.1"),
+            TypeError,
+            "sgd: lr is a str, expected a float, a 0-d tensor or a schedule",
+        ),
         (lambda: sgd(True), TypeError, "sgd: lr is a bool"),
         (lambda: sgd(torch.ones(3)), ValueError, r"sgd: lr has shape \(3,\).*vmap"),
         (

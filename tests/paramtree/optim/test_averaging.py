@@ -112,16 +112,6 @@ def test_the_gradient_goes_where_the_leaves_are_from(params, other):
     assert all(leaf.eq(0).all() for leaf in tree.leaves(old))
 
 
-def test_both_compile(params, other):
-    def both(new, old, steps, size):
-        return periodic_update(incremental_update(new, old, size), old, steps, 2)
-
-    given = (params, other, torch.tensor(4), torch.tensor(0.3, dtype=torch.float64))
-    torch.compiler.reset()
-    compiled = torch.compile(both, backend="aot_eager", fullgraph=True)
-    assert_trees_close(compiled(*given), both(*given))
-
-
 # ----------------------------------------------------------------------------------------- errors
 
 

@@ -18,12 +18,10 @@ from paramtree.optim import (
 )
 from tests.paramtree.optim import special_paths
 from tests.paramtree.optim.special_paths import (
-    OPTAX,
     D,
     assert_paths_close,
     convex,
     descend,
-    gradient,
     rosenbrock,
     torchs,
     tree_of,
@@ -39,25 +37,6 @@ def test_twenty_steps_of_torch(memory, params, loss):
     got, _ = descend(lbfgs(0.5, memory), quadratic, start, 20)
     wanted = torchs(quadratic, start, 20, lr=0.5, history_size=memory)
     assert_paths_close(got, wanted, rtol=1e-8, atol=1e-9)
-
-
-@pytest.mark.parametrize("size", [2, 10])
-@pytest.mark.parametrize("scaled", [True, False])
-def test_directions_of_optax(size, scaled):
-    """Along a walk that isn't its own; the first h is torch's, and pairs are those of positive
-    curvature, as all are here that optax keeps."""
-    direction = scale_by_lbfgs(size, scaled)
-    wanted = OPTAX["path", f"lbfgs/{size}/{'scaled' if scaled else 'plain'}/direction"]
-    walk = OPTAX["in", "walk"]
-    state = direction.init(tree_of(walk[0]))
-    for at, each in zip(walk, wanted, strict=True):
-        g = gradient(tree_of(at))
-        got, state = direction.update(g, state, tree_of(at))
-        got = torch.cat(tree.leaves(got))
-        if state["count"] == 1 and scaled:
-            g = torch.cat(tree.leaves(g))
-            each = each * max(1.0, g.norm()) / max(1.0, g.abs().sum())
-        assert_close(got, each, rtol=1e-10, atol=1e-12)
 
 
 def test_the_inverse_hessian_by_its_matrices():
@@ -232,9 +211,10 @@ def test_a_state_keeps_the_batch_sizes_of_the_params():
     assert state["policy"][1]["w"].shape == (3, 2)
 
 
-@pytest.mark.parametrize("search", [None, scale_by_zoom_linesearch(3)])
-def test_a_compiled_step_is_the_eager_one(search):
-    optimizer = lbfgs(0.5, 2, linesearch=search)
+@pytest.mark.slow
+def test_a_compiled_step_is_the_eager_one():
+    """With a search; tests/contract has both apart."""
+    optimizer = lbfgs(0.5, 2, linesearch=scale_by_zoom_linesearch(3))
     p = vector(-1.2, 1.0)
     state = optimizer.init(p)
     for _ in range(2):

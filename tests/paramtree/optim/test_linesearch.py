@@ -4,25 +4,19 @@ from tensordict import TensorDict
 from torch.testing import assert_close
 
 import paramtree
-from paramtree import tree
 from paramtree.optim import (
     apply_updates,
-    chain,
     lbfgs,
     scale_by_backtracking_linesearch,
     scale_by_zoom_linesearch,
-    sgd,
 )
-from tests.paramtree.optim import special_paths
 from tests.paramtree.optim.special_paths import (
-    OPTAX,
     D,
     assert_paths_close,
     convex,
     descend,
     rosenbrock,
     torchs,
-    tree_of,
     vector,
 )
 
@@ -86,14 +80,6 @@ def test_the_minimum_of_rosenbrock(search, n):
     assert_close(path[-1]["x"], torch.ones(n, dtype=D), rtol=1e-6, atol=1e-6)
     values = [rosenbrock(p).item() for p in path]
     assert all(b <= a for a, b in zip(values, values[1:], strict=False))
-
-
-def test_backtracking_path_of_optax():
-    search = scale_by_backtracking_linesearch(10, decrease_factor=0.5)
-    optimizer = chain(sgd=sgd(3.0), search=search)
-    got, _ = descend(optimizer, special_paths.loss, tree_of(special_paths.START), 12)
-    got = torch.stack([torch.cat(tree.leaves(p)) for p in got])
-    assert_close(got, OPTAX["path", "backtracking/sgd"], rtol=1e-10, atol=1e-12)
 
 
 def searched(search, u, p, loss, **extra):

@@ -1,4 +1,4 @@
-"""Every function of optax that has a counterpart here, against it: params, states, schedules.
+"""Every function of optax that has a counterpart here, against it: params and states.
 
 The numbers are tests/data/optax.npz, recorded by tests/fixtures/optax.py from the rows beside it;
 a row is one set of options in their words and in ours. Where torch's numbers are our law and
@@ -17,14 +17,16 @@ from torch.testing import assert_close
 
 import paramtree
 from paramtree import optim, rng, tree
-from tests.fixtures.optax_problem import COUNTS, SHOWN, STEPS, build, loss, nested
-from tests.fixtures.optax_rest import COMBINATORS, EXCLUDED, SCHEDULES
+from tests.fixtures.optax_combinators import COMBINATORS
+from tests.fixtures.optax_excluded import EXCLUDED
+from tests.fixtures.optax_problem import SHOWN, STEPS, build, loss, nested
 from tests.fixtures.optax_rows import OPTIMIZERS, TRANSFORMS
 
 torch.set_num_threads(1)
 
 DATA = Path(__file__).parents[2] / "data" / "optax.npz"
 RTOL = 1e-10
+ROWS = (*OPTIMIZERS, *TRANSFORMS, *COMBINATORS)
 
 
 def load():
@@ -63,6 +65,7 @@ class Room(types.SimpleNamespace):
     """Where the rows' names are looked up."""
 
     key = staticmethod(rng.key)
+    growing = staticmethod(lambda step: torch.where(step < 1, 2, 3))
 
     def __getattr__(self, name):
         return getattr(optim, name)
@@ -90,7 +93,7 @@ def run(row):
     return torch.stack(shown), state, params
 
 
-@pytest.mark.parametrize(("row", "case"), numbered((*OPTIMIZERS, *TRANSFORMS, *COMBINATORS)))
+@pytest.mark.parametrize(("row", "case"), numbered(ROWS))
 def test_twenty_steps_are_optaxs(row, case):
     shown, state, params = run(row)
     wanted = FILE[row.name][f"{case}/params"]
@@ -108,22 +111,14 @@ def test_twenty_steps_are_optaxs(row, case):
         assert_close(got, FILE[row.name][f"{case}/final"], rtol=RTOL, atol=row.atol)
 
 
-@pytest.mark.parametrize(("row", "case"), numbered(SCHEDULES))
-def test_schedules_are_optaxs(row, case):
-    schedule = build(row.ours, Room())
-    got = [torch.as_tensor(schedule(torch.tensor(n)), dtype=torch.float64) for n in COUNTS]
-    wanted = FILE[row.name][f"{case}/values"]
-    assert_close(torch.stack(got), wanted, rtol=RTOL, atol=1e-14)
-
-
 def test_every_public_function_of_optax_is_in_a_row_or_has_a_reason():
-    covered = {row.name for row in (*OPTIMIZERS, *TRANSFORMS, *COMBINATORS, *SCHEDULES)}
+    covered = {row.name for row in ROWS}
     assert sorted(set(PUBLIC) - covered - set(EXCLUDED)) == []
     assert sorted(covered & set(EXCLUDED)) == []
 
 
 def test_every_case_of_the_file_has_its_row():
-    rows = numbered((*OPTIMIZERS, *TRANSFORMS, *COMBINATORS, *SCHEDULES))
+    rows = numbered(ROWS)
     known = {(row.name, case) for row, case in [param.values for param in rows]}
     recorded = {(name, int(key.split("/")[0])) for name in FILE for key in FILE[name]}
     assert recorded - {("problem", 0)} == known

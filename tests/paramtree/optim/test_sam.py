@@ -8,9 +8,6 @@ from torch.testing import assert_close
 import paramtree
 from paramtree import tree
 from paramtree.optim import adam, apply_updates, linear, reduce_on_plateau, sam, sgd
-from tests.paramtree.optim.special_paths import OPTAX, gradient, walk
-
-INNER = {"sgd": sgd(0.1, momentum=0.9), "adam": adam(0.1)}
 
 
 def quadratic(params):
@@ -19,14 +16,6 @@ def quadratic(params):
 
 def vector(*numbers):
     return TensorDict({"x": torch.tensor(numbers, dtype=torch.float64)})
-
-
-@pytest.mark.parametrize("name", INNER)
-def test_paths_of_optax(name):
-    got = walk(sam(INNER[name], rho=0.2), grad_fn=gradient)
-    assert_close(got, OPTAX["path", f"sam/{name}"], rtol=1e-10, atol=1e-12)
-    got = walk(sam(INNER[name], rho=0.2, alternating=True))
-    assert_close(got, OPTAX["path", f"sam/{name}/two"], rtol=1e-10, atol=1e-12)
 
 
 def test_two_alternating_updates_are_one_step(params, loss):

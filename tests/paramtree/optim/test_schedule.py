@@ -146,8 +146,15 @@ def test_tasks_have_counts_and_values_of_their_own(make, hyper):
     assert_close(both, torch.stack([x[n] for n, x in enumerate(each)]))
 
 
-@ALL
-def test_compiled(make, hyper):
+QUICK = ("sgdr", "staircase")
+COMPILED = [
+    pytest.param(*row, id=name, marks=() if name in QUICK else pytest.mark.slow)
+    for name, row in SCHEDULES.items()
+]
+
+
+@pytest.mark.parametrize(("make", "hyper"), COMPILED)
+def test_compiled_gradients(make, hyper):
     def slopes(h, count):
         return grad(lambda g: make(**g)(count).sin().sum())(h), make(**h)(count)
 

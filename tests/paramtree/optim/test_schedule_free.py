@@ -7,7 +7,6 @@ from torch.testing import assert_close
 import paramtree
 from paramtree import tree
 from paramtree.optim import (
-    adamw,
     apply_updates,
     chain,
     clip_by_global_norm,
@@ -18,33 +17,9 @@ from paramtree.optim import (
     schedule_free_sgd,
     sgd,
 )
-from tests.paramtree.optim.special_paths import OPTAX, START, gradient, tree_of, walk
+from tests.paramtree.optim.special_paths import START, gradient, tree_of, walk
 
 FALLING = lambda count: 0.1 * 0.8**count  # noqa: E731
-
-OPTIMIZERS = {
-    "free/sgd": schedule_free(sgd(0.1), 0.1),
-    "free/power": schedule_free(sgd(0.1), FALLING, b1=0.7, weight_lr_power=0.5),
-    "free/adam": schedule_free(adamw(0.1, b1=0.0, weight_decay=0.0), 0.1, b1=0.95),
-    "free_sgd": schedule_free_sgd(0.1),
-    "free_sgd/warm": schedule_free_sgd(0.125, 4, b1=0.8, weight_decay=0.1),
-    "free_adamw": schedule_free_adamw(),
-    "free_adamw/warm": schedule_free_adamw(0.25, 4, b2=0.9, weight_decay=0.2, eps=1e-3),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_paths_of_optax(name):
-    path, averages = [], []
-
-    def read(state, params):
-        path.append(params)
-        averages.append(schedule_free_eval_params(state, params))
-
-    walk(OPTIMIZERS[name], read=read)
-    for got, wanted in ((path, name), (averages, f"{name}/eval")):
-        got = torch.stack([torch.cat(tree.leaves(each)) for each in got])
-        assert_close(got, OPTAX["path", wanted][1:], rtol=1e-10, atol=1e-12)
 
 
 def test_the_papers_three_sequences():

@@ -17,7 +17,6 @@ from paramtree.optim import (
     sgd,
     trace,
 )
-from tests.paramtree.optim.optax_paths import assert_path
 
 WEIGHT, BIAS = ("policy", "linear_0", "weight"), ("policy", "linear_0", "bias")
 
@@ -33,12 +32,6 @@ def run(optimizer, params, steps=3):
 def assert_trees_equal(got, wanted):
     assert tree.paths(got) == tree.paths(wanted)
     assert all(map(torch.equal, tree.leaves(got), tree.leaves(wanted)))
-
-
-def test_paths_of_optax():
-    assert_path("masked", chain(trace=masked(trace(0.9), "weight"), lr=scale(-0.1)))
-    assert_path("freeze", chain(sgd=sgd(0.1, momentum=0.9), stay=freeze("weight")))
-    assert_path("selective", selective_transform(adam(0.1), "weight"))
 
 
 def test_masked_transforms_what_matches_and_passes_the_rest_on(params):

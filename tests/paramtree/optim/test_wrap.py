@@ -18,7 +18,6 @@ from paramtree.optim import (
     scale,
     sgd,
 )
-from tests.paramtree.optim.optax_paths import OPTAX, assert_path, walk
 
 NAN = float("nan")
 
@@ -33,18 +32,6 @@ def spoiled(params, value=NAN):
 
 
 # -------------------------------------------------------------------------------- apply_if_finite
-
-
-def test_paths_of_optax():
-    optimizer = apply_if_finite(sgd(0.1, momentum=0.9), 2)
-    got, wanted = walk(optimizer, "broken"), OPTAX["path", "apply_if_finite"]
-    assert_close(got, wanted, rtol=1e-10, atol=1e-12, equal_nan=True)
-    assert wanted[6].isfinite().all() and not wanted[7].isfinite().all()  # it gave up
-    assert_path("lookahead", lookahead(adam(0.1), 3, 0.4))
-    assert_path("lookahead/reset", lookahead(adam(0.1), 3, 0.4, reset_state=True))
-    for name, options in {"lookahead": {}, "lookahead/reset": {"reset_state": True}}.items():
-        optimizer = lookahead(adam(0.1), 3, 0.4, **options)
-        assert_path(f"{name}/slow", optimizer, read=lambda state: state["slow"])
 
 
 def test_apply_if_finite_counts_and_keeps_the_state(params):
