@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from .. import tree
 from ..tree import Structure, flatten, unflatten
+from .levels import transformed
 
 
 def grad(
@@ -97,7 +97,7 @@ def _value_and_grad(
             rest[:] = [aux_structure]
             return value, tuple(aux_leaves)
 
-        if torch.compiler.is_compiling() or _transformed() or _inference(leaves):
+        if transformed() or _inference(leaves):
             grads, (value, aux) = _functional(flat, leaves)
         else:
             grads, (value, aux) = _direct(flat, leaves)
@@ -152,12 +152,6 @@ def kind_of(value: Any) -> str:
         if isinstance(value, Tensor)
         else f"a {type(value).__name__}"
     )
-
-
-def _transformed() -> bool:
-    """Whether a transform of torch.func, or forward mode, is at work."""
-    forward = torch.autograd.forward_ad._current_level >= 0
-    return forward or _functorch.maybe_current_level() is not None
 
 
 def _inference(leaves: Sequence[Tensor]) -> bool:
@@ -357,7 +351,7 @@ def checkpoint(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or _transformed():
+        if transformed():
             return fn(*args, **kwargs)
         rest: list[Structure] = []
 

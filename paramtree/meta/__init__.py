@@ -1,7 +1,7 @@
 """Algorithms that learn to learn, on one ``UpdateRule``, hand-written or learned."""
 
-from .implicit import custom_root as custom_root
-from .implicit import implicit as implicit
+from .evolution import es_grad as es_grad
+from .evolution import zero_order as zero_order
 from .inner_loop import inner_loop as inner_loop
 from .inner_loop import train_agent as train_agent
 from .lifetime import Habitat as Habitat
@@ -22,11 +22,11 @@ from .modes import checkpointed as checkpointed
 from .modes import forward_mode as forward_mode
 from .modes import truncated as truncated
 from .modes import unrolled as unrolled
+from .roots import custom_root as custom_root
+from .roots import implicit as implicit
 from .tabular import a2c_habitat as a2c_habitat
 from .tabular import lpg_population as lpg_population
 from .tabular import tabular_model as tabular_model
 from .update_rule import UpdateRule as UpdateRule
 from .update_rule import a2c_rule as a2c_rule
 from .update_rule import update_agent as update_agent
-from .zero_order import es_grad as es_grad
-from .zero_order import zero_order as zero_order

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
+from ..autodiff.levels import transformed
 from ..tree import flatten, unflatten
 from .loop import Differentiated, is_float
 
@@ -15,7 +15,9 @@ def on_demand(fn: Differentiated, again: Differentiated) -> Differentiated:
 
     def lean(hyper: Any, state: Any) -> tuple[Any, Any]:
         leaves, structure = flatten((hyper, state))
-        if _at_once() or not any([x.requires_grad for x in leaves]):
+        # no graph can be had later: in compiled code and torch.func, and without grad mode
+        at_once = transformed() or not torch.is_grad_enabled()
+        if at_once or not any([x.requires_grad for x in leaves]):
             return fn(hyper, state)
         out = fn(*unflatten(structure, [x.detach() for x in leaves]))
         results, rest = flatten(out)
@@ -63,11 +65,3 @@ class _Again(torch.autograd.Function):
             options = {"create_graph": further, "allow_unused": True}
             found = iter(torch.autograd.grad(outputs, chosen, given, **options))
         return None, None, *[next(found) if asked else None for asked in wanted]
-
-
-def _at_once() -> bool:
-    """Whether no graph can be had later: in compiled code and torch.func, and without grad mode."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return True
-    forward = torch.autograd.forward_ad._current_level >= 0
-    return forward or _functorch.maybe_current_level() is not None

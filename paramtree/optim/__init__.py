@@ -1,6 +1,7 @@
 """Optimizers: pairs of pure functions, composed by name, differentiable in every hyper-parameter.
 
-optimizer = chain(clip=clip_by_global_norm(1.0), adam=scale_by_adam(), lr=scale(-1e-3))
+lr = scale_by_learning_rate(linear(1e-3, 0.0, 10_000))
+optimizer = chain(clip=clip_by_global_norm(1.0), adam=scale_by_adam(), lr=lr)
 state = optimizer.init(params)
 updates, state = optimizer.update(grads, state, params)
 params = apply_updates(params, updates)                 # state["adam", "mu"] has the params' names
@@ -34,17 +35,13 @@ from .blockwise import fromage as fromage
 from .blockwise import lamb as lamb
 from .blockwise import lars as lars
 from .blockwise import scale_by_trust_ratio as scale_by_trust_ratio
-from .clip import adaptive_grad_clip as adaptive_grad_clip
-from .clip import clip as clip
-from .clip import clip_by_block_rms as clip_by_block_rms
-from .clip import clip_by_global_norm as clip_by_global_norm
-from .clip import zero_nans as zero_nans
+from .clipping import adaptive_grad_clip as adaptive_grad_clip
+from .clipping import clip as clip
+from .clipping import clip_by_block_rms as clip_by_block_rms
+from .clipping import clip_by_global_norm as clip_by_global_norm
+from .clipping import zero_nans as zero_nans
 from .combine import chain as chain
 from .combine import partition as partition
-from .cycles import cosine_onecycle as cosine_onecycle
-from .cycles import cyclic as cyclic
-from .cycles import linear_onecycle as linear_onecycle
-from .cycles import sgdr as sgdr
 from .factored import adafactor as adafactor
 from .factored import scale_by_factored_rms as scale_by_factored_rms
 from .games import optimistic_adam as optimistic_adam
@@ -79,6 +76,10 @@ from .schedule import linear as linear
 from .schedule import piecewise_constant as piecewise_constant
 from .schedule import polynomial as polynomial
 from .schedule import warmup_cosine_decay as warmup_cosine_decay
+from .schedule_cycles import cosine_onecycle as cosine_onecycle
+from .schedule_cycles import cyclic as cyclic
+from .schedule_cycles import linear_onecycle as linear_onecycle
+from .schedule_cycles import sgdr as sgdr
 from .select import freeze as freeze
 from .select import masked as masked
 from .select import selective_transform as selective_transform

@@ -67,7 +67,7 @@ class _Accepting(Leafwise):
                 raise type(error)(f"{self.fn}: params at {path} {error}")
 
 
-def real(leaf: Tensor) -> Exception | None:
+def complex_leaf(leaf: Tensor) -> Exception | None:
     """The error for a complex leaf.
 
     Args:

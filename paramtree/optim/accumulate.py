@@ -12,8 +12,15 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from .. import tree
-from ._check import require_int, working
-from .arguments import Tree, aligned, parts, require_flag, zero_count
+from .arguments import (
+    Tree,
+    aligned,
+    parts,
+    require_flag,
+    require_int,
+    working,
+    zero_count,
+)
 from .base import Step, Transform, require_transform, updated
 
 

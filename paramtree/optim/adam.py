@@ -1,5 +1,6 @@
 """Adam's direction and its relatives that share its two moments."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from ..tree import root
 from .arguments import Hyper, Schedule, given, require_flag, require_hyper
 from .base import Transform
-from .leafwise import Values, leafwise, recorded
+from .leafwise import Values, leafwise, transformed
 
 
 def scale_by_adam(
@@ -63,8 +64,6 @@ def scale_by_adam(
         return c
 
     def rule(c: Values, g: Tensor, p: Any, mu: Tensor, nu: Tensor) -> tuple[Tensor, ...]:
-        if plain and recorded(g, mu, nu):
-            return _Direction.apply(g, mu, nu, c)  # pyright: ignore
         mu, nu = torch.lerp(mu, g, c.fresh1), second_moment(nu, g, c)
         denominator = root(nu + c.eps_root if rooted else nu) * c.size + c.eps
         if detach_denominator:
@@ -73,11 +72,11 @@ def scale_by_adam(
         return ahead / denominator, mu, nu
 
     kernel = "" if nesterov or rooted else "adam"
+    recorded = _recorded if plain else None
     hyper = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
     slots = {"mu": torch.zeros_like, "nu": torch.zeros_like}
-    return leafwise(
-        fn, rule, hyper=hyper, slots=slots, counted=True, prepare=prepare, kernel=kernel
-    )
+    options = {"counted": True, "prepare": prepare, "kernel": kernel}
+    return leafwise(fn, rule, hyper=hyper, slots=slots, recorded=recorded, **options)
 
 
 def scale_by_amsgrad(
@@ -139,49 +138,107 @@ def _corrections(h: Values, t: Tensor, rooted: bool) -> dict[str, Any]:
     return c | {"eps_root": h.eps_root * fix2} if rooted else c
 
 
+def _recorded(c: Values, *columns: list[Tensor]) -> list[list[Tensor]]:
+    """All leaves through ``_Direction``, small ones together, large ones each by itself."""
+    found: list[list[Tensor]] = [[], [], []]
+    rows = list(zip(*columns, strict=True))
+    while rows:
+        n = total = 0
+        while n < len(rows) and (not n or total + rows[n][0].numel() <= _TOGETHER):
+            total, n = total + rows[n][0].numel(), n + 1
+        group, rows = list(zip(*rows[:n], strict=True)), rows[n:]
+        out = _Direction.apply(c, *[x for column in group for x in column])
+        for i, column in enumerate(found):
+            column += out[i * n : (i + 1) * n]  # pyright: ignore
+    return found
+
+
+_TOGETHER = 1 << 15  # numbers, up to which it's the count of operations that takes the time
+
+
 class _Direction(torch.autograd.Function):
     """The rule of ``scale_by_adam`` for plain numbers, with less to record and to remember.
 
-    The backward is of plain operations, so that it has derivatives of its own.
+    It takes and gives some leaves at once: first those of g, then of mu, then of nu. The backward
+    is of differentiable operations, so it has derivatives of its own.
     """
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, mu: Tensor, nu: Tensor, c: Values) -> tuple[Tensor, ...]:
-        """Direction and moments."""
-        mu = torch.lerp(mu, g, c.fresh1)
-        nu = (nu * c.b2).addcmul_(g, g, value=c.fresh2)
-        denominator = (nu + c.eps_root).sqrt_() if hasattr(c, "eps_root") else nu.sqrt()
+    def forward(ctx: Any, c: Values, *leaves: Tensor) -> tuple[Tensor, ...]:
+        """Directions and moments."""
+        n = len(leaves) // 3
+        g, mu, nu = [_joined(leaves[i * n : (i + 1) * n]) for i in range(3)]
+        mu, nu = mu.lerp_(g, c.fresh1), nu.mul_(c.b2).addcmul_(g, g, value=c.fresh2)
+        size = (nu + c.eps_root).sqrt_() if hasattr(c, "eps_root") else nu.sqrt()
+        u = torch.div(mu, size.mul_(c.size).add_(c.eps), out=size)
+        u, mu, nu = [_divided(x, leaves[:n]) for x in (u, mu, nu)]
         ctx.c = c
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(g, mu, nu)
-        return mu / denominator.mul_(c.size).add_(c.eps), mu, nu
+        ctx.save_for_backward(*leaves[:n], *mu, *nu)
+        return *u, *mu, *nu
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[Any, ...]:
-        """Slopes of g, mu and nu from those of the direction and the new moments."""
-        (of_u, of_mu, of_nu), c = slopes, ctx.c
-        g, mu, nu = ctx.saved_tensors
+        """Slopes of g, mu and nu from those of the directions and the new moments."""
+        c, saved, n = ctx.c, ctx.saved_tensors, len(slopes) // 3
+        g, mu = saved[:n], saved[n : 2 * n]
         # without a graph of its own, what was made here is used again
-        graph, t = torch.is_grad_enabled() or of_u is None, Tensor
-        add, mul, div = (t.add, t.mul, t.div) if graph else (t.add_, t.mul_, t.div_)
+        graph, t = torch.is_grad_enabled() or transformed() or _batched(slopes), Tensor
+        add, mul, div, root = (t.add, t.mul, t.div, t.sqrt)
+        fill = t.masked_fill
+        if not graph:
+            add, mul, div, root, fill = (t.add_, t.mul_, t.div_, t.sqrt_, t.masked_fill_)
+        size = _joined(saved[2 * n :])
+        if hasattr(c, "eps_root"):
+            size = add(size, c.eps_root)
+        zero = size == 0
+        size = root(fill(size, zero, 1.0))
+        denominator = add(mul(size.masked_fill(zero, 0.0), c.size), c.eps)
+        of_u, of_mu, of_nu = [_slopes(slopes[i * n : (i + 1) * n], saved[:n]) for i in range(3)]
         if of_u is not None:
-            size = nu + c.eps_root if hasattr(c, "eps_root") else nu
-            zero = size == 0
-            size = size.masked_fill(zero, 1.0)
-            size = size.sqrt() if graph else size.sqrt_()
-            denominator = add(mul(size.masked_fill(zero, 0.0), c.size), c.eps)
-            slope = of_u / denominator
+            slope = div(of_u, denominator)
             denominator = mul(denominator, size)
             del size
-            through = mul(div(slope * mu, denominator), -0.5 * c.size)
-            through = through.masked_fill(zero, 0.0) if graph else through.masked_fill_(zero, 0.0)
-            del zero, denominator
+            through = mul(div(mul(_joined(mu), slope), denominator), -0.5 * c.size)
+            through = fill(through, zero, 0.0)
             of_mu = slope if of_mu is None else add(slope, of_mu)
             of_nu = through if of_nu is None else add(through, of_nu)
-        if of_mu is None or of_nu is None:
-            of_mu, of_nu = [torch.zeros_like(g) if of is None else of for of in (of_mu, of_nu)]
-        of_g = torch.addcmul(of_mu * c.fresh1, of_nu, g, value=2 * c.fresh2)
-        return of_g, mul(of_mu, c.b1), mul(of_nu, c.b2), None
+            del denominator, zero
+        of_g = None
+        if of_nu is not None:
+            of_g, of_nu = mul(mul(_joined(g), of_nu), 2 * c.fresh2), mul(of_nu, c.b2)
+        if of_mu is not None:
+            of_g = of_mu * c.fresh1 if of_g is None else add(of_g, of_mu, alpha=c.fresh1)
+            of_mu = mul(of_mu, c.b1)
+        found = [[None] * n if x is None else _divided(x, saved[:n]) for x in (of_g, of_mu, of_nu)]
+        return None, *[x for column in found for x in column]
+
+
+def _batched(slopes: Sequence[Any]) -> bool:
+    """Whether torch.autograd maps the backward, as it does for a whole Jacobian."""
+    batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore
+    return any([x is not None and batched(x) for x in slopes])
+
+
+def _joined(leaves: Sequence[Tensor]) -> Tensor:
+    """Leaves as one new tensor."""
+    return leaves[0].clone() if len(leaves) == 1 else torch.cat([x.reshape(-1) for x in leaves])
+
+
+def _divided(whole: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Leaves of what ``_joined`` gave."""
+    if len(like) == 1:
+        return [whole]
+    parts = whole.split([x.numel() for x in like])
+    return [x.view(leaf.shape) for x, leaf in zip(parts, like, strict=True)]
+
+
+def _slopes(slopes: Sequence[Any], like: Sequence[Tensor]) -> Tensor | None:
+    """Slopes as one new tensor, None where there are none."""
+    if not any([x is not None for x in slopes]):
+        return None
+    pairs = zip(slopes, like, strict=True)
+    return _joined([torch.zeros_like(leaf) if x is None else x for x, leaf in pairs])
 
 
 def second_moment(nu: Tensor, g: Tensor, c: Values) -> Tensor:

@@ -1,6 +1,6 @@
 """What transforms read and refuse: hyper-parameters, entries of states, trees side by side."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -160,6 +160,30 @@ def parts(fn: str, state: Any, *names: str) -> list[Any]:
     return [found[name] for name in names]
 
 
+def require_count(fn: str, found: Mapping[str, Any]) -> None:
+    """Refuse a state whose numbers aren't 0-d, such as one that is stacked by task.
+
+    Args:
+        fn: name of the function that was called, for the message.
+        found: entries of the state by name; ``count`` among them where there is one.
+
+    Raises:
+        ValueError: an entry isn't 0-d.
+        TypeError: an entry isn't a tensor, or the count isn't int64.
+    """
+    count = found.get("count")
+    if count is None:
+        return
+    if not isinstance(count, Tensor):
+        kind = type(count).__name__
+        raise TypeError(f"{fn}: state['count'] is a {kind}, expected a 0-d int64 tensor")
+    if count.ndim:
+        shape = f"shape {tuple(count.shape)}, expected ()"
+        raise ValueError(f"{fn}: state['count'] has {shape}; vmap maps over stacked states")
+    if count.dtype != torch.int64:
+        raise TypeError(f"{fn}: state['count'] is {count.dtype}, expected torch.int64")
+
+
 def require_hyper(
     fn: str,
     name: str,
@@ -212,6 +236,25 @@ def require_flag(fn: str, name: str, value: Any) -> None:
     """
     if not isinstance(value, bool):
         raise TypeError(f"{fn}: {name} is a {type(value).__name__}, expected True or False")
+
+
+def require_int(fn: str, name: str, value: Any, low: int | None = None) -> None:
+    """Refuse what is not an integer.
+
+    Args:
+        fn: name of the function that was called, for the message.
+        name: name of its argument.
+        value: what came in.
+        low: the least integer that is welcome, None for any.
+
+    Raises:
+        ValueError: it's smaller.
+        TypeError: it's of another kind.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{fn}: {name} is a {type(value).__name__}, expected an int")
+    if low is not None and value < low:
+        raise ValueError(f"{fn}: {name} is {value}, expected at least {low}")
 
 
 def given(value: Any) -> bool:
@@ -271,6 +314,35 @@ def at_count(fn: str, name: str, value: Any, count: Tensor) -> Hyper:
     value = value(count)
     require_hyper(fn, f"what the schedule {name} gave", value, schedule=False)
     return value
+
+
+def number(value: Hyper, like: Tensor) -> Tensor:
+    """A hyper-parameter as a tensor.
+
+    Args:
+        value: float or 0-d tensor.
+        like: tensor on whose device a float goes.
+
+    Returns:
+        A tensor as it is; a float as 0-d float64, or float32 where the device has nothing wider.
+    """
+    if isinstance(value, Tensor):
+        return value
+    dtype = torch.float32 if like.device.type == "mps" else torch.float64
+    return torch.full((), value, dtype=dtype, device=like.device)
+
+
+def working(leaf: Tensor) -> torch.dtype:
+    """The dtype in which sums over steps of a leaf are kept.
+
+    Args:
+        leaf: a leaf of float or complex dtype.
+
+    Returns:
+        float32 for float16 and bfloat16, else the leaf's own.
+    """
+    half = leaf.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if half else leaf.dtype
 
 
 def cast(value: Hyper, like: Tensor) -> Hyper:

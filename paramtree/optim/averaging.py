@@ -7,8 +7,14 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from .. import tree
-from ._check import real, require_int, working
-from .arguments import Hyper, Tree, require_hyper
+from .arguments import (
+    Hyper,
+    Tree,
+    cast,
+    require_hyper,
+    require_int,
+    working,
+)
 
 
 def incremental_update(new: Tree, old: Tree, step_size: Hyper) -> TensorDict:
@@ -40,9 +46,9 @@ def incremental_update(new: Tree, old: Tree, step_size: Hyper) -> TensorDict:
         if not x.is_floating_point() and not x.is_complex():
             what = f"{x.dtype}, expected a float dtype; tree.partition takes it out"
             raise TypeError(f"{fn}: new at {tree.show_path(path)} is {what}")
-        dtype = working(x)
-        a = real(step_size, dtype)
-        mixed.append((a * x.to(dtype) + (1 - a) * y.to(dtype)).to(x.dtype))
+        wide = x.to(working(x))
+        a = cast(step_size, wide)
+        mixed.append((a * wide + (1 - a) * y.to(wide.dtype)).to(x.dtype))
     return tree.unflatten(structure, mixed)
 
 

@@ -14,6 +14,7 @@ through any number of steps is right, of any order. One value per task is mapped
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -96,7 +97,10 @@ def updated(transform: Transform, grads: Tree, state: Tree, params: Tree, extra:
     Returns:
         ``(updates, state)``.
     """
-    code = getattr(transform.update, "__code__", None)  # compiled code knows no signatures
+    update: Any = transform.update
+    while isinstance(update, partial):
+        update = update.func
+    code = getattr(update, "__code__", None)  # compiled code knows no signatures
     if extra and code is not None and not code.co_flags & inspect.CO_VARKEYWORDS:
         takes = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         extra = {name: value for name, value in extra.items() if name in takes}

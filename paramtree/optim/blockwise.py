@@ -9,7 +9,7 @@ from .adam import scale_by_adam
 from .alias import descent
 from .arguments import Hyper, Schedule, given, require_flag, require_hyper
 from .base import Transform
-from .clip import squares
+from .clipping import squares
 from .combine import chain
 from .leafwise import Values, leafwise
 from .transform import add_decayed_weights, scale_by_learning_rate, trace

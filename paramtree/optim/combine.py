@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import tree
 from .arguments import Tree, aligned, parts
 from .base import Step, Transform, require_transform, updated
-from .leafwise import Leafwise, Work, joins, run
+from .leafwise import Leafwise, Work, run
 
 
 def chain(**transforms: Transform) -> Transform:
@@ -57,7 +57,6 @@ class Chained:
         self.flat: list[Leafwise] = []
         for stage in stages.values():
             self.flat += stage.flat if isinstance(stage, Chained) else [stage]
-        self.joins = joins(self.flat)
 
     def __call__(self, grads: Tree, state: Tree, params: Tree, **extra: Any) -> Step:
         """Updates and the next state."""
@@ -127,7 +126,7 @@ def partition(transforms: Mapping[str, Transform]) -> Transform:
 
 def _divided(whole: Tree, transforms: Mapping[str, Transform]) -> dict[str, TensorDict]:
     """Part of a tree for each pattern; every leaf is in exactly one."""
-    chosen = {pattern: tree.select(whole, pattern) for pattern in transforms}
+    chosen = {pattern: _chosen(whole, pattern) for pattern in transforms}
     owner: dict[tuple[str, ...], str] = {}
     for pattern, part in chosen.items():
         for path in tree.paths(part):
@@ -147,6 +146,13 @@ def _divided(whole: Tree, transforms: Mapping[str, Transform]) -> dict[str, Tens
     return chosen
 
 
+def _chosen(whole: Tree, pattern: str) -> TensorDict:
+    try:
+        return tree.select(whole, pattern)
+    except ValueError as error:
+        raise ValueError(f"partition: {str(error).removeprefix('select: ')}") from None
+
+
 def _require_transforms(fn: str, transforms: Any) -> None:
     if not isinstance(transforms, Mapping):
         kind = type(transforms).__name__
@@ -156,4 +162,6 @@ def _require_transforms(fn: str, transforms: Any) -> None:
     if not transforms:
         raise ValueError(f"{fn}: no transforms given, expected at least one")
     for name, transform in transforms.items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{fn}: {name!r} is among the names, expected text that isn't empty")
         require_transform(fn, repr(name), transform)

@@ -6,10 +6,17 @@ import torch
 from torch import Tensor
 
 from ..tree import root
-from .accepting import accepting, real
-from .arguments import Hyper, Schedule, given, require_flag, require_hyper
+from .accepting import accepting, complex_leaf
+from .arguments import (
+    Hyper,
+    Schedule,
+    given,
+    require_flag,
+    require_hyper,
+    require_int,
+)
 from .base import Transform
-from .clip import require_bound, squares
+from .clipping import require_bound, squares
 from .combine import chain
 from .leafwise import Values, leafwise
 from .transform import scale
@@ -52,8 +59,8 @@ def scale_by_factored_rms(
     fn = "scale_by_factored_rms"
     require_flag(fn, "factored", factored)
     require_hyper(fn, "decay_rate", decay_rate, low=0)
-    _require_int(fn, "step_offset", step_offset)
-    _require_int(fn, "min_dim_size_to_factor", min_dim_size_to_factor, low=1)
+    require_int(fn, "step_offset", step_offset)
+    require_int(fn, "min_dim_size_to_factor", min_dim_size_to_factor, low=1)
     require_bound(fn, "epsilon", epsilon)
 
     def dims(x: Tensor) -> tuple[int, int] | None:
@@ -100,13 +107,6 @@ def _power(v: Tensor, exponent: float, least: Hyper) -> Tensor:
     """``v^exponent``, a constant where ``v`` is ``least`` alone and its powers may overflow."""
     above = v > (least.clamp(max=1e-12) if isinstance(least, Tensor) else min(least, 1e-12))
     return torch.where(above, torch.where(above, v, 1.0) ** exponent, v.detach() ** exponent)
-
-
-def _require_int(fn: str, name: str, value: Any, low: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{fn}: {name} is a {type(value).__name__}, expected an int")
-    if low is not None and value < low:
-        raise ValueError(f"{fn}: {name} is {value}, expected at least {low}")
 
 
 def adafactor(
@@ -182,7 +182,7 @@ def adafactor(
         "variance": lambda x: x.new_zeros(0) if x.ndim > 1 else torch.zeros_like(x),
     }
     options = {"hyper": hyper, "slots": slots, "counted": True, "prepare": prepare}
-    own = accepting(leafwise(fn, rule, **options, scope="leaf", reads_params=True), real)
+    own = accepting(leafwise(fn, rule, **options, scope="leaf", reads_params=True), complex_leaf)
     return chain(**({"ascent": scale(-1.0)} if maximize else {}), adafactor=own)
 
 

@@ -46,7 +46,10 @@ def scale_by_optimistic_gradient(
         return {"new": h.alpha + old, "old": old}
 
     def rule(c: Values, g: Tensor, p: Any, before: Tensor) -> tuple[Tensor, Tensor]:
-        return c.new * g - c.old * before, g
+        return (
+            c.new * g - c.old * before,
+            g.clone(),
+        )  # memory of its own, as gradients may be reused
 
     hyper, slots = {"alpha": alpha, "beta": beta}, {"previous_gradient": torch.zeros_like}
     return leafwise(fn, rule, hyper=hyper, slots=slots, counted=True, prepare=prepare)

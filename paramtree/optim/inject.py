@@ -17,8 +17,15 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from .. import tree
-from ._check import number
-from .arguments import Tree, aligned, at_count, parts, require_hyper, zero_count
+from .arguments import (
+    Tree,
+    aligned,
+    at_count,
+    number,
+    parts,
+    require_hyper,
+    zero_count,
+)
 from .base import Step, Transform, require_transform, updated
 
 

@@ -9,8 +9,7 @@ A rule is the mathematics of one update, on tensors and without trees or checks:
 
 It runs on lists of leaves from the first transform of a chain to the last, and a tree is built once
 on the way out. Half-precision leaves are worked on, and remembered, in float32; for a rule that is
-elementwise a complex leaf is a pair of real ones, as in torch. Small trees are worked on as one
-vector, because there the number of operations is what counts.
+elementwise a complex leaf is a pair of real ones, as in torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from ..autodiff.levels import transformed
 from ..tree import Structure, new, show_path, unflatten
 from .arguments import (
     Hyper,
@@ -33,16 +33,14 @@ from .arguments import (
     parameters,
     parts,
     refuse_leaf,
+    require_count,
     wide,
     zero_count,
 )
 from .base import Step, Transform
 
 Leaves = list[Tensor]
-_join, _divide = torch._C._nn.flatten_dense_tensors, torch._C._nn.unflatten_dense_tensors
 Scope = Literal["element", "leaf", "tree"]
-
-JOINED = 1 << 16  # numbers in a tree up to which its leaves are worked on as one vector
 
 
 class Values:
@@ -63,8 +61,6 @@ class Values:
 class Stage(Protocol):
     """An update that can run on leaves."""
 
-    joins: bool
-
     def on_leaves(self, u: Leaves, state: Any, work: "Work") -> tuple[Leaves, TensorDict]:
         """Updates and the next state, from updates and state."""
         ...
@@ -76,15 +72,13 @@ class Work:
     Args:
         leaves: the params'.
         structure: the params'.
-        joins: whether the rules allow for all leaves as one vector.
     """
 
-    def __init__(self, leaves: Leaves, structure: Structure, joins: bool) -> None:
+    def __init__(self, leaves: Leaves, structure: Structure) -> None:
         self.leaves, self.structure = leaves, structure
-        dtypes = {leaf.dtype for leaf in leaves}
-        self.half = any([dtype.itemsize < 4 for dtype in dtypes])
-        self.complex = any([dtype.is_complex for dtype in dtypes])
-        self.joined = joins and len(dtypes) == 1 and not self.complex and _small(leaves)
+        self.dtypes = {leaf.dtype for leaf in leaves}
+        self.half = any([dtype.itemsize < 4 for dtype in self.dtypes])
+        self.complex = any([dtype.is_complex for dtype in self.dtypes])
         self._params: Leaves | None = None
 
     @property
@@ -97,53 +91,26 @@ class Work:
     def pack(self, leaves: Leaves) -> Leaves:
         """Leaves as the rules get them."""
         if self.half:
-            leaves = [x.float() if x.dtype.itemsize < 4 else x for x in leaves]
-        return [_join(leaves)] if self.joined else leaves
+            return [x.float() if x.dtype.itemsize < 4 else x for x in leaves]
+        return leaves
 
-    def unpack(self, worked: Leaves, backward: bool = True) -> Leaves:
-        """Leaves of what the rules made; without ``backward`` cheap to make, dear to go back."""
-        if not self.joined:
-            return worked
-        (vector,), leaves = worked, self.leaves
-        if not (vector.requires_grad and torch.is_grad_enabled()):
-            # memory of their own, so that one leaf doesn't keep all of them alive
-            found = torch.split_with_sizes_copy(vector, [leaf.numel() for leaf in leaves])
-        elif backward:
-            found = torch.split_with_sizes(vector, [leaf.numel() for leaf in leaves])
-        else:
-            return list(_divide(vector, leaves))
-        return [x.view(leaf.shape) for x, leaf in zip(found, leaves, strict=True)]
+    def unpack(self, worked: Leaves) -> Leaves:
+        """Leaves in the params' dtypes, of what the rules made."""
+        if self.half:
+            return [x.to(leaf.dtype) for x, leaf in zip(worked, self.leaves, strict=True)]
+        return worked
 
     def read(self, fn: str, name: str, tree: Any, exact: bool) -> Leaves:
-        """Leaves of a state entry as the rules get them."""
+        """Leaves of a state entry."""
         found = named_like(fn, name, tree, self.structure)
+        if not exact:
+            return found
         for at, (got, leaf) in enumerate(zip(found, self.leaves, strict=True)):
             dtype = torch.float32 if self.half and leaf.dtype.itemsize < 4 else leaf.dtype
-            if exact and (got.dtype is not dtype or got.shape != leaf.shape):
+            if got.dtype is not dtype or got.size() != leaf.size():
                 path = show_path(self.structure.paths()[at])
                 refuse_leaf(f"{fn}: {name} at {path}", got, leaf.to(dtype))
-        return [_vector(found)] if self.joined else found
-
-
-def _vector(leaves: Leaves) -> Tensor:
-    """All leaves as one vector; the one that ``unpack`` made them of, where they still are that."""
-    whole, at = leaves[0]._base, 0
-    if whole is not None and whole.ndim == 1:
-        for leaf in leaves:
-            if leaf._base is not whole or leaf.storage_offset() != at or not leaf.is_contiguous():
-                break
-            at += leaf.numel()
-        else:
-            if at == whole.numel():
-                return whole
-    return _join(leaves)
-
-
-def _small(leaves: Leaves) -> bool:
-    if len(leaves) < 2 or transformed():
-        return False
-    sizes = [leaf.numel() for leaf in leaves]
-    return all(sizes) and sum(sizes) <= JOINED
+        return found
 
 
 def run(fn: str, stage: Stage, grads: Any, state: Any, params: Any) -> Step:
@@ -165,7 +132,7 @@ def run(fn: str, stage: Stage, grads: Any, state: Any, params: Any) -> Step:
     """
     leaves, structure = parameters(fn, params)
     g = like(fn, "grads", grads, leaves, structure)
-    u, after = updates(stage, g, state, Work(leaves, structure, stage.joins))
+    u, after = updates(stage, g, state, Work(leaves, structure))
     return unflatten(structure, u), after
 
 
@@ -182,10 +149,7 @@ def updates(stage: Stage, g: Leaves, state: Any, work: Work) -> tuple[Leaves, Te
         ``(leaves, state)``.
     """
     u, after = stage.on_leaves(work.pack(g), state, work)
-    u = work.unpack(u)
-    if work.half:
-        u = [x.to(leaf.dtype) for x, leaf in zip(u, work.leaves, strict=True)]
-    return u, after
+    return work.unpack(u), after
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,14 +169,13 @@ class Leafwise:
     scope: Scope
     reads_params: bool
     kernel: str
-    joins: bool = field(init=False)
+    recorded: Callable[..., Any] | None
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         counted = self.counted or any([_scheduled(value) for value in self.hyper.values()])
         count = ("count",) if counted else ()
         object.__setattr__(self, "names", (*count, *self.slots, *self.numbers))
-        object.__setattr__(self, "joins", joins([self]))
 
     def init(self, params: Tree) -> TensorDict:
         """State of the first step."""
@@ -232,6 +195,7 @@ class Leafwise:
     def on_leaves(self, u: Leaves, state: Any, work: Work) -> tuple[Leaves, TensorDict]:
         """Updates and the next state, on leaves."""
         found = dict(zip(self.names, parts(self.fn, state, *self.names), strict=True))
+        require_count(self.fn, found)
         exact = self.scope == "element"
         slots = [work.read(self.fn, f"state[{n!r}]", found[n], exact) for n in self.slots]
         coefficients = self.coefficients(found)
@@ -239,7 +203,7 @@ class Leafwise:
         u, slots = self._ruled(coefficients, u, p, slots, work)
         after: dict[str, Any] = {"count": found["count"] + 1} if "count" in found else {}
         for name, column in zip(self.slots, slots, strict=True):
-            after[name] = unflatten(work.structure, work.unpack(column, backward=False))
+            after[name] = unflatten(work.structure, column)
         return u, new(after | {name: coefficients[name] for name in self.numbers})
 
     def coefficients(self, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,6 +227,11 @@ class Leafwise:
         slots: list[Leaves],
         work: Work,
     ) -> tuple[Leaves, list[Leaves]]:
+        if self.recorded is not None and len(work.dtypes) == 1 and not work.complex:
+            if is_recorded(u, *slots):
+                c = {name: cast(value, u[0]) for name, value in coefficients.items()}
+                out = self.recorded(Values(c), u, *slots)
+                return out[0], list(out[1:])
         if self.scope == "tree":
             out = self.rule(Values(coefficients), u, p, *slots)
             return (out[0], list(out[1:])) if slots else (out, [])
@@ -286,38 +255,18 @@ class Leafwise:
         return columns[0], columns[1:]
 
 
-def joins(stages: Sequence[Leafwise]) -> bool:
-    """Whether leaves may be joined for these stages, and whether it pays.
+def is_recorded(*columns: Leaves) -> bool:
+    """Whether torch.autograd, and it alone, records what is done with leaves.
 
     Args:
-        stages: one after another.
-
-    Returns:
-        False where a rule wants each leaf in its shape, or nothing is remembered between steps.
-    """
-    allowed = all([stage.scope != "leaf" for stage in stages])
-    return allowed and any([stage.slots for stage in stages])
-
-
-def transformed() -> bool:
-    """Whether code is compiled, or a transform of torch.func or forward mode is at work."""
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
-        return True
-    return torch._C._functorch.maybe_current_level() is not None  # pyright: ignore
-
-
-def recorded(*tensors: Tensor) -> bool:
-    """Whether torch.autograd, and it alone, records what is done with tensors.
-
-    Args:
-        tensors: those that take part.
+        columns: lists of those that take part.
 
     Returns:
         False also where code is compiled, or a transform of torch.func is at work.
     """
-    if not torch.is_grad_enabled() or not any([x.requires_grad for x in tensors]):
+    if not torch.is_grad_enabled() or transformed():
         return False
-    return not transformed()
+    return any([x.requires_grad for column in columns for x in column])
 
 
 def _pairs(x: Tensor) -> Tensor:
@@ -340,6 +289,7 @@ def leafwise(
     scope: Scope = "element",
     reads_params: bool = False,
     kernel: str = "",
+    recorded: Callable[..., Any] | None = None,
 ) -> Transform:
     """Transform whose update is a rule on tensors.
 
@@ -356,11 +306,12 @@ def leafwise(
             ``h.name`` and the step's number from 1, a 0-d float64 tensor; under a number's name
             it gives the number's next value. Without it the coefficients are ``h``.
         scope: what a rule sees: ``element`` one tensor, each number of which it treats by itself
-            (it may be a real view, or all leaves joined), with the coefficients in its dtype;
-            ``leaf`` one leaf in its true shape, likewise; ``tree`` lists of all leaves, or of the
-            one vector that they are joined to, and coefficients as they are.
+            (it may be a real view), with the coefficients in its dtype; ``leaf`` one leaf in its
+            true shape, likewise; ``tree`` lists of all leaves, and coefficients as they are.
         reads_params: whether the rule needs ``p``.
         kernel: what ``step`` calls it where a fused kernel says the same.
+        recorded: ``(c, g, *slots) -> (u, *slots)`` on lists of real leaves of one dtype, which
+            stands for the rule where torch.autograd, and it alone, records.
 
     Returns:
         The transform.
@@ -376,5 +327,6 @@ def leafwise(
         scope,
         reads_params,
         kernel,
+        recorded,
     )
     return Transform(update.init, update)

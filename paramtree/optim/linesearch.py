@@ -18,7 +18,6 @@ from torch import Tensor
 from .. import tree
 from ..autodiff import value_and_grad
 from ..tree import root
-from ._check import require_int
 from .arguments import (
     Hyper,
     Schedule,
@@ -28,6 +27,7 @@ from .arguments import (
     cast,
     parts,
     require_hyper,
+    require_int,
     wide,
     zero_count,
 )
@@ -168,7 +168,7 @@ def _searched(
             begin, slope = value_and_grad(along)(zero)
         else:
             g = aligned(fn, params, grad=grad)[0][1]
-            work = Work(p, structure, joins=False)
+            work = Work(p, structure)
             begin = _number(fn, "value is", value, zero)
             slope = _slope(work.pack(g), work.pack(u), zero)
         now = {name: at_count(fn, name, each, count) for name, each in hyper.items()}

@@ -10,7 +10,7 @@ from .adam import require_moments, second_moment
 from .alias import descent
 from .arguments import Hyper, Schedule, cast, given, require_flag, require_hyper
 from .base import Transform
-from .clip import squares
+from .clipping import squares
 from .leafwise import Values, leafwise
 
 

@@ -7,9 +7,15 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
-from .accepting import accepting, real
+from .accepting import accepting, complex_leaf
 from .alias import descent
-from .arguments import Hyper, Schedule, require_flag, require_hyper
+from .arguments import (
+    Hyper,
+    Schedule,
+    require_flag,
+    require_hyper,
+    require_int,
+)
 from .base import Transform
 from .leafwise import Values, leafwise
 
@@ -130,7 +136,7 @@ def _factor(x: Tensor, adjust: str | None) -> float:
 
 def _flaw(leaf: Tensor) -> Exception | None:
     if leaf.ndim == 2:
-        return real(leaf)
+        return complex_leaf(leaf)
     shape = tuple(leaf.shape)
     return ValueError(
         f"has shape {shape}, expected a matrix [A, B]; partition gives other leaves an optimizer "
@@ -148,10 +154,9 @@ def _require_muon(
         raise ValueError(f"{fn}: ns_coefficients has {len(coefficients)} numbers, expected three")
     for at, value in enumerate(coefficients):
         require_hyper(fn, f"ns_coefficients[{at}]", value)
-    if not isinstance(steps, int) or isinstance(steps, bool):
-        raise TypeError(f"{fn}: ns_steps is a {type(steps).__name__}, expected an int")
-    if not 0 <= steps < 100:
-        raise ValueError(f"{fn}: ns_steps is {steps}, expected at least 0 and below 100")
+    require_int(fn, "ns_steps", steps, 0)
+    if steps >= 100:
+        raise ValueError(f"{fn}: ns_steps is {steps}, expected below 100")
     require_hyper(fn, "momentum", momentum, low=0)
     require_hyper(fn, "eps", eps, low=0)
     if adjust not in (None, "original", "match_rms_adamw"):

@@ -7,15 +7,17 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from .. import tree
-from ._check import number, real, require_int
 from .arguments import (
     Hyper,
     Schedule,
     Tree,
     aligned,
     at_count,
+    cast,
+    number,
     parts,
     require_hyper,
+    require_int,
     zero_count,
 )
 from .base import Step, Transform
@@ -104,7 +106,7 @@ def reduce_on_plateau(
             torch.where(due, rest, cooling),
             torch.where(due, 0.0, mean),
         )
-        updates = tree.unflatten(structure, [x * real(scale, x.dtype) for x in g])
+        updates = tree.unflatten(structure, [x * cast(scale, x) for x in g])
         return updates, tree.new(dict(zip(NAMES, values, strict=True)))
 
     return Transform(init, update)

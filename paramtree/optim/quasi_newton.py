@@ -17,7 +17,6 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from .. import tree
-from ._check import require_int
 from .arguments import (
     Hyper,
     Schedule,
@@ -28,6 +27,7 @@ from .arguments import (
     refuse_leaf,
     require_flag,
     require_hyper,
+    require_int,
     zero_count,
 )
 from .base import Step, Transform, require_transform
@@ -109,7 +109,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
 
     def init(params: Tree) -> TensorDict:
         leaves, structure = parameters(fn, params)
-        like = [x.detach() for x in Work(leaves, structure, joins=False).params]
+        like = [x.detach() for x in Work(leaves, structure).params]
         state: dict[str, Any] = {"count": zero_count(leaves)}
         for name in ("params", "grads"):
             state[name] = tree.unflatten(structure, [torch.zeros_like(x) for x in like])
@@ -121,7 +121,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
     def update(grads: Tree, state: Tree, params: Tree, **extra: Any) -> Step:
         count, *trees = parts(fn, state, *NAMES)
         (leaves, g), structure = aligned(fn, params, grads=grads)
-        work = Work(leaves, structure, joins=False)
+        work = Work(leaves, structure)
         if not leaves:
             return tree.unflatten(structure, []), tree.new(
                 {"count": count + 1, **dict(zip(NAMES[1:], trees, strict=True))}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .arguments import Hyper, Schedule, require_flag, wide
-from .curve import (
+from .schedule_parts import (
     Count,
     Curve,
     blend,

@@ -21,7 +21,7 @@ from .arguments import (
     zero_count,
 )
 from .base import Step, Transform, apply_updates, require_transform, updated
-from .clip import global_norm
+from .clipping import global_norm
 from .leafwise import Work
 
 
@@ -77,7 +77,7 @@ def sam(
 
     def uphill(grads: Tree, params: Tree, count: Tensor) -> TensorDict:
         (p, g), structure = aligned(fn, params, grads=grads)
-        work = Work(p, structure, joins=False)
+        work = Work(p, structure)
         far = _uphill(work.params, work.pack(g), at_count(fn, "rho", rho, count), adaptive)
         return tree.unflatten(structure, [e.to(x.dtype) for e, x in zip(far, p, strict=True)])
 

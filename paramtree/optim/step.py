@@ -8,17 +8,31 @@ as clipping, runs as always. Everything else takes ``update`` and ``apply_update
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain, pairwise
+from operator import sub
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from ..tree import Structure, leaves, moved, new, unflatten
-from .arguments import Tree, aligned, at_count, like, named_like, parameters, parts, require_flag
+from ..autodiff.levels import transformed
+from ..tree import Structure, leaves, movable, moved, new, unflatten
+from .arguments import (
+    Tree,
+    aligned,
+    at_count,
+    like,
+    named_like,
+    parameters,
+    parts,
+    require_count,
+    require_flag,
+    require_hyper,
+)
 from .base import Step, Transform, require_transform, updated
 from .combine import Chained
-from .leafwise import Leafwise, Leaves, Work, transformed, updates
+from .leafwise import Leafwise, Leaves, Work, updates
 
 
 def step(
@@ -55,17 +69,18 @@ def step(
         done = _fused(optimizer.update, g, state, params, donate, p, structure)
         if done is not None:
             return done
-        work = Work(p, structure, optimizer.update.joins)
+        work = Work(p, structure)
         u, after = updates(optimizer.update, g, state, work)
     if not donate:
         return unflatten(structure, [torch.add(x, y) for x, y in zip(p, u, strict=True)]), after
-    after = moved("step", after)  # before the old state, with which it may share sub-trees
-    if p and _free(p, u) and not _shared(p, [*u, *leaves(after)]):
+    inplace = donate and movable(params) and bool(p) and _free(p, u)
+    if inplace and _dense(p) and _apart(p, [*u, *leaves(after)]):
         torch._foreach_add_(p, u)
         changed = moved("step", params)
     else:
         changed = unflatten(structure, [torch.add(x, y) for x, y in zip(p, u, strict=True)])
         moved("step", params)
+    after = moved("step", after)  # before the old state, with which it may share sub-trees
     moved("step", state)
     return changed, after
 
@@ -78,11 +93,24 @@ def _free(*columns: Leaves) -> bool:
     return not (graph and any([x.requires_grad for column in columns for x in column]))
 
 
-def _shared(left: Leaves, right: Leaves) -> bool:
-    """Whether a leaf on the left shares memory with another, on whatever side."""
-    stored = [x.untyped_storage().data_ptr() for x in left]
-    others = [x.untyped_storage().data_ptr() for x in right]
-    return len(set(stored)) < len(stored) or not set(stored).isdisjoint(others)
+def _dense(every: Leaves) -> bool:
+    return all(map(Tensor.is_contiguous, every)) and not any(map(Tensor.is_neg, every))
+
+
+def _apart(own: Leaves, others: Leaves) -> bool:
+    """Whether no two of the dense leaves share memory, nor one of them and another tensor."""
+    stored = {x.untyped_storage().data_ptr() for x in own}
+    return _disjoint(own) and stored.isdisjoint([x.untyped_storage().data_ptr() for x in others])
+
+
+def _disjoint(every: Leaves) -> bool:
+    """Whether no two dense leaves share memory."""
+    starts = sorted(map(Tensor.data_ptr, every))
+    largest = max([x.nbytes for x in every])
+    if min(map(sub, starts[1:], starts), default=largest) >= largest:
+        return True
+    spans = sorted([(x.data_ptr(), x.data_ptr() + x.nbytes) for x in every if x.numel()])
+    return all([end <= start for (_, end), (start, _) in pairwise(spans)])
 
 
 def _fused(
@@ -100,16 +128,18 @@ def _fused(
         own = dict(zip(stage.names, parts(stage.fn, own, *stage.names), strict=True))
         for name in stage.slots:
             slots[name] = named_like("step", f"state[{name!r}]", own[name], structure)
+        require_count(stage.fn, own)
         found.append(own)
     hyper = _numbers(tail, found, p)
     if hyper is None or not _fits(p, g, *slots.values()):
         return None
-    written = [x for column in (p, *slots.values()) for x in column]
-    if donate and len(set(map(Tensor.data_ptr, written))) < len(written):
+    if donate and not (
+        movable(params) and _disjoint([*p, *g, *chain.from_iterable(slots.values())])
+    ):
         return None  # what is in there twice would be written to twice
     after: list[TensorDict] = []
     if first:
-        work = Work(p, structure, joins=False)
+        work = Work(p, structure)
         for stage, own in zip(update.flat[:first], held[:first], strict=True):
             g, own = stage.on_leaves(g, own, work)
             after.append(own)
@@ -117,10 +147,12 @@ def _fused(
             return None
     if not donate:
         p, slots = [x.clone() for x in p], {n: [x.clone() for x in own] for n, own in slots.items()}
-    counts = [own["count"] + 1 for own in found if "count" in own]
+    counts = {
+        stage.fn: own["count"] + 1 for stage, own in zip(tail, found, strict=True) if "count" in own
+    }
     _KERNELS[tuple([stage.kernel for stage in tail])](p, g, slots, counts, hyper)
     for stage, own in zip(tail, found, strict=True):
-        trees: dict[str, Any] = {"count": counts.pop(0)} if "count" in own else {}
+        trees: dict[str, Any] = {"count": counts[stage.fn]} if "count" in own else {}
         for name in stage.slots:
             trees[name] = moved("step", own[name]) if donate else unflatten(structure, slots[name])
         after.append(new(trees))
@@ -152,7 +184,7 @@ def _fits(p: Leaves, g: Leaves, *slots: Leaves) -> bool:
     graph = torch.is_grad_enabled()
     if [x for x in every if x.dtype is not dtype or (graph and x.requires_grad)]:
         return False
-    return all(map(Tensor.is_contiguous, every))
+    return _dense(every)
 
 
 def _numbers(tail: list[Leafwise], found: list[dict[str, Any]], p: Leaves) -> dict[str, Any] | None:
@@ -161,12 +193,16 @@ def _numbers(tail: list[Leafwise], found: list[dict[str, Any]], p: Leaves) -> di
     for stage, own in zip(tail, found, strict=True):
         for name, value in stage.hyper.items():
             value = at_count(stage.fn, name, value, own.get("count"))
+            if name == "lr":
+                require_hyper(stage.fn, name, value, low=0, schedule=False)
             if isinstance(value, Tensor):
                 learned = value.requires_grad and torch.is_grad_enabled()
                 if name != "lr" or learned or not p or value.device != p[0].device:
                     return None
                 value = value.float() if value.is_cuda else value
             hyper[name] = value
+    if hyper.get("momentum") == 0:  # the kernel would have no buffer then
+        return None
     return hyper
 
 
@@ -180,7 +216,8 @@ def _adam(
 ) -> None:
     run = torch._fused_adamw_ if decoupled else torch._fused_adam_
     largest = slots.get("nu_max", [])
-    steps = [counts[0].float()] * len(p)
+    count = counts["scale_by_amsgrad" if largest else "scale_by_adam"]
+    steps = [count.float()] * len(p)
     numbers = {"beta1": hyper["b1"], "beta2": hyper["b2"], "eps": hyper["eps"]}
     numbers |= {"lr": hyper["lr"], "weight_decay": hyper.get("weight_decay", 0.0)}
     options = {"amsgrad": bool(largest), "maximize": False}
@@ -188,7 +225,7 @@ def _adam(
 
 
 def _sgd(
-    nesterov: bool, p: Leaves, g: Leaves, slots: dict[str, Leaves], counts: list[Tensor], hyper: Any
+    nesterov: bool, p: Leaves, g: Leaves, slots: dict[str, Leaves], counts: Any, hyper: Any
 ) -> None:
     numbers = {"lr": hyper["lr"], "weight_decay": hyper.get("weight_decay", 0.0)}
     numbers |= {"momentum": hyper.get("momentum", 0.0), "dampening": 0.0}

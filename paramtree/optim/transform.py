@@ -67,10 +67,15 @@ def scale_by_learning_rate(lr: Hyper | Schedule) -> Transform:
     """
     require_hyper("scale_by_learning_rate", "lr", lr, low=0)
 
+    def prepare(h: Values, t: Tensor) -> dict[str, Any]:  # what a schedule gave is seen here first
+        require_hyper("scale_by_learning_rate", "lr", h.lr, low=0, schedule=False)
+        return {"lr": h.lr}
+
     def rule(c: Values, g: Tensor, p: Any) -> Tensor:
         return g * -c.lr
 
-    return leafwise("scale_by_learning_rate", rule, hyper={"lr": lr}, kernel="rate")
+    options = {"prepare": prepare, "kernel": "rate"}
+    return leafwise("scale_by_learning_rate", rule, hyper={"lr": lr}, **options)
 
 
 def identity() -> Transform:

@@ -14,7 +14,6 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from .. import tree
-from ._check import number, require_int
 from .alias import adamw, sgd
 from .arguments import (
     Hyper,
@@ -23,9 +22,11 @@ from .arguments import (
     aligned,
     at_count,
     cast,
+    number,
     parameters,
     parts,
     require_hyper,
+    require_int,
     wide,
     zero_count,
 )
@@ -78,7 +79,7 @@ def schedule_free(
     def init(params: Tree) -> TensorDict:
         leaves, structure = parameters(fn, params)
         count = zero_count(leaves)
-        z = [x.clone() for x in Work(leaves, structure, joins=False).params]
+        z = [x.clone() for x in Work(leaves, structure).params]
         zeros = [wide(count) for _ in range(2)]
         first = number(at_count(fn, "b1", b1, count), count)
         values = (count, first, *zeros, tree.unflatten(structure, z), base.init(params))
@@ -88,7 +89,7 @@ def schedule_free(
         count, old_b1, weight_sum, max_lr, z_tree, before = parts(fn, state, *NAMES)
         updates, after = updated(base, grads, before, params, extra)
         (leaves, u), structure = aligned(fn, params, updates=updates)
-        work = Work(leaves, structure, joins=False)
+        work = Work(leaves, structure)
         z = work.read(fn, "state['z']", z_tree, exact=True)
         rate = number(at_count(fn, "lr", lr, count + 1), count).to(max_lr.dtype)
         max_lr = torch.maximum(max_lr, rate)
@@ -128,7 +129,7 @@ def schedule_free_eval_params(state: Tree, params: Tree) -> TensorDict:
     fn = "schedule_free_eval_params"
     _, b1, _, _, z_tree, _ = parts(fn, state, *NAMES)
     leaves, structure = parameters(fn, params)
-    work = Work(leaves, structure, joins=False)
+    work = Work(leaves, structure)
     z = work.read(fn, "state['z']", z_tree, exact=True)
     x = [_average(y, own, b1) for y, own in zip(work.params, z, strict=True)]
     return tree.unflatten(structure, [x.to(p.dtype) for x, p in zip(x, leaves, strict=True)])

@@ -12,16 +12,17 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from .. import tree
-from ._check import real, require_int
 from .arguments import (
     Hyper,
     Schedule,
     Tree,
     aligned,
     at_count,
+    cast,
     parts,
     require_flag,
     require_hyper,
+    require_int,
     zero_count,
 )
 from .base import Step, Transform, require_transform, updated
@@ -124,8 +125,8 @@ def lookahead(
         due = (count + 1) % sync_period == 0
         a = at_count(fn, "slow_step_size", slow_step_size, count)
         apart = [x + y - z for x, y, z in zip(p, u, s, strict=True)]
-        u = [torch.where(due, x - (1 - _near(a, d)) * d, x) for x, d in zip(u, apart, strict=True)]
-        s = [torch.where(due, x + _near(a, d) * d, x) for x, d in zip(s, apart, strict=True)]
+        u = [torch.where(due, x - (1 - cast(a, d)) * d, x) for x, d in zip(u, apart, strict=True)]
+        s = [torch.where(due, x + cast(a, d) * d, x) for x, d in zip(s, apart, strict=True)]
         if reset_state:
             after = tree.where(due, fast_optimizer.init(params), after)
         new = {"count": count + 1, "slow": tree.unflatten(structure, s), "fast": after}
@@ -182,10 +183,6 @@ def monitor(
         return grads, measured(grads, params)
 
     return Transform(init, update)
-
-
-def _near(value: Hyper, leaf: Tensor) -> Hyper:
-    return real(value, leaf.dtype)
 
 
 def _measures(argument: str, given: Any) -> dict[str, Measure]:

@@ -25,6 +25,7 @@ from .arithmetic import random_like as random_like
 from .arithmetic import scale as scale
 from .arithmetic import sub as sub
 from .arithmetic import zeros_like as zeros_like
+from .donation import movable as movable
 from .donation import moved as moved
 from .names import exclude as exclude
 from .names import merge as merge

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from .structure import lock
 
@@ -21,6 +22,21 @@ def moved(fn: str, tree: TensorDictBase) -> TensorDict:
     if type(tree) is not TensorDict or torch.compiler.is_compiling():
         return lock(tree)  # nothing that could be taken away, or nobody to take it from
     return _moved(tree, _DONATED.setdefault(fn, _Donated(fn)))
+
+
+def movable(tree: TensorDictBase) -> bool:
+    """Whether ``moved`` keeps the leaves themselves, and takes all of the tree from its old owner.
+
+    Args:
+        tree: the tree.
+
+    Returns:
+        False for a tree with a part that isn't a plain TensorDict, such as a lazy stack.
+    """
+    if type(tree) is not TensorDict:
+        return False
+    values = tree._tensordict.values()
+    return all([movable(x) for x in values if not isinstance(x, Tensor)])
 
 
 def _moved(tree: TensorDict, rest: "_Donated") -> TensorDict:
@@ -51,8 +67,8 @@ class _Donated(dict):
             "that came back, or call without donate=True"
         )
 
-    __getitem__ = __contains__ = __iter__ = __len__ = __setitem__ = __eq__ = _refuse
-    get = keys = values = items = copy = pop = setdefault = update = _refuse
+    __getitem__ = __contains__ = __iter__ = __len__ = __setitem__ = __eq__ = _refuse  # pyright: ignore
+    get = keys = values = items = copy = pop = setdefault = update = _refuse  # pyright: ignore
 
 
 _DONATED: dict[str, _Donated] = {}

@@ -143,7 +143,7 @@ def transform_case(
     """Two updates, differentiated in gradients, parameters and the hyper-parameter."""
 
     def call(p: TensorDict, g: TensorDict, hyper: torch.Tensor) -> TensorDict:
-        transform = make(hyper)
+        transform = make(hyper[0])
         state = transform.init(p)
         updates, state = transform.update(g, state, p)
         p = optim.apply_updates(p, updates)
@@ -151,7 +151,7 @@ def transform_case(
         return optim.apply_updates(p, updates)
 
     def args() -> tuple[Any, ...]:
-        return params(), grads(), torch.tensor(0.3, dtype=D)
+        return params(), grads(), number()
 
     return Case(f"optim.{name}", call, args, **options)
 
@@ -159,6 +159,11 @@ def transform_case(
 def params() -> TensorDict:
     policy = tree.new({"w": draw("w", 2, 3), "b": draw("b", 2)}, (2,))
     return tree.new({"meta": tree.new({"w": draw("m", 3)}), "policy": policy})
+
+
+def number() -> torch.Tensor:
+    """A hyper-parameter [1] for ``number[0]``: code with a 0-d float64 argument is traced twice."""
+    return torch.full((1,), 0.3, dtype=D)
 
 
 def grads() -> TensorDict:

@@ -1,4 +1,4 @@
-"""Rows of ``optim/schedule.py`` and ``optim/cycles.py``: curves, ends and corners included."""
+"""Rows of the schedules in ``optim``: curves, ends and corners included."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

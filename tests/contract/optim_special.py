@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 
 from paramtree import optim, tree
-from tests.contract.case import Case, D, draw, params
+from tests.contract.case import Case, D, draw, number, params
 
 
 def loss(p: TensorDict) -> torch.Tensor:
@@ -37,10 +37,10 @@ def walk_case(
     """Two steps, differentiated in where they begin and the hyper-parameter."""
 
     def call(p: TensorDict, hyper: torch.Tensor) -> TensorDict:
-        return walked(make(hyper), p, **extra)[0]
+        return walked(make(hyper[0]), p, **extra)[0]
 
     def args() -> tuple[Any, ...]:
-        return params(), torch.tensor(0.3, dtype=D)
+        return params(), number()
 
     return Case(f"optim.{name}", call, args, covers=covers)
 

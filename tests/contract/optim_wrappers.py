@@ -7,14 +7,14 @@ import torch
 from tensordict import TensorDict
 
 from paramtree import optim, tree
-from tests.contract.case import Case, D, grads, params
+from tests.contract.case import Case, D, grads, number, params
 
 
 def wrapper(name: str, make: Callable[[torch.Tensor], optim.Transform]) -> Case:
     """Params and state after some updates, as functions of gradients, params and one number."""
 
     def call(p: TensorDict, g: TensorDict, hyper: torch.Tensor) -> tuple[TensorDict, TensorDict]:
-        transform = make(hyper)
+        transform = make(hyper[0])
         state = transform.init(p)
         for step in range(2):
             value = g["meta", "w"].sum() * 0 + 1.0 + step
@@ -23,7 +23,7 @@ def wrapper(name: str, make: Callable[[torch.Tensor], optim.Transform]) -> Case:
         return p, state
 
     def args() -> tuple[Any, ...]:
-        return params(), grads(), torch.tensor(0.3, dtype=D)
+        return params(), grads(), number()
 
     return Case(f"optim.{name}", call, args)
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .arguments import Hyper, wide
-from .curve import (
+from .schedule import join, warmup_cosine_decay
+from .schedule_parts import (
     Count,
     Curve,
     blend,
@@ -19,7 +20,6 @@ from .curve import (
     require_numbers,
     require_steps,
 )
-from .schedule import join, warmup_cosine_decay
 
 _MODES = ("triangular", "triangular2", "exp_range")
 _CYCLE = ("init", "peak", "warmup_steps", "decay_steps")

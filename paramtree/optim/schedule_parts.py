@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import Hyper, require_hyper, wide
+from .arguments import (
+    Hyper,
+    require_hyper,
+    require_int,
+    wide,
+)
 
 Count = Tensor | int
 Curve = Callable[[Count], Tensor]
@@ -152,7 +157,4 @@ def require_steps(fn: str, low: int = 1, **values: Any) -> None:
         TypeError: one isn't an int.
     """
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{fn}: {name} is a {type(value).__name__}, expected an int")
-        if value < low:
-            raise ValueError(f"{fn}: {name} is {value}, expected at least {low}")
+        require_int(fn, name, value, low)
