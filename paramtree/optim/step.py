@@ -6,7 +6,7 @@ a tensor), and nothing differentiated, mapped or compiled. Whatever comes before
 as clipping, runs as always. Everything else takes ``update`` and ``apply_updates``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain, pairwise
 from operator import sub
@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ..autodiff.levels import transformed
-from ..tree import Structure, leaves, movable, moved, new, unflatten
+from ..tree import flatten, leaves, movable, moved, new, require_tree, unflatten
 from .arguments import (
     Tree,
     aligned,
@@ -64,17 +64,17 @@ def step(
         changes, after = updated(optimizer, grads, state, params, extra)
         (p, u), structure = aligned("step", params, updates=changes)
     else:
-        p, structure = parameters("step", params)
-        g = like("step", "grads", grads, p, structure)
-        done = _fused(optimizer.update, g, state, params, donate, p, structure)
+        done = _fused(optimizer.update, grads, state, params, donate)
         if done is not None:
             return done
+        p, structure = parameters("step", params)
+        g = like("step", "grads", grads, p, structure)
         work = Work(p, structure)
         u, after = updates(optimizer.update, g, state, work)
     if not donate:
         return unflatten(structure, [torch.add(x, y) for x, y in zip(p, u, strict=True)]), after
     inplace = donate and movable(params) and bool(p) and _free(p, u)
-    if inplace and _dense(p) and _apart(p, [*u, *leaves(after)]):
+    if inplace and _apart(p, [*u, *leaves(after)]):
         torch._foreach_add_(p, u)
         changed = moved("step", params)
     else:
@@ -93,32 +93,33 @@ def _free(*columns: Leaves) -> bool:
     return not (graph and any([x.requires_grad for column in columns for x in column]))
 
 
-def _dense(every: Leaves) -> bool:
-    return all(map(Tensor.is_contiguous, every)) and not any(map(Tensor.is_neg, every))
-
-
 def _apart(own: Leaves, others: Leaves) -> bool:
-    """Whether no two of the dense leaves share memory, nor one of them and another tensor."""
+    """Whether leaves are dense, and no two of them share memory, nor one and another tensor."""
+    if not all(map(Tensor.is_contiguous, own)) or any(map(Tensor.is_neg, own)):
+        return False
     stored = {x.untyped_storage().data_ptr() for x in own}
-    return _disjoint(own) and stored.isdisjoint([x.untyped_storage().data_ptr() for x in others])
+    return _disjoint(own, own) and stored.isdisjoint([x.untyped_storage().data_ptr() for x in others])
 
 
-def _disjoint(every: Leaves) -> bool:
-    """Whether no two dense leaves share memory."""
+def _disjoint(every: Leaves, sized: Leaves) -> bool:
+    """Whether no two dense leaves share memory; those of ``sized`` have all sizes that occur."""
     starts = sorted(map(Tensor.data_ptr, every))
-    largest = max([x.nbytes for x in every])
+    largest = max(map(Tensor.numel, sized)) * every[0].element_size()
     if min(map(sub, starts[1:], starts), default=largest) >= largest:
         return True
     spans = sorted([(x.data_ptr(), x.data_ptr() + x.nbytes) for x in every if x.numel()])
     return all([end <= start for (_, end), (start, _) in pairwise(spans)])
 
 
-def _fused(
-    update: Any, g: Leaves, state: Tree, params: Tree, donate: bool, p: Leaves, structure: Structure
-) -> Step | None:
+def _fused(update: Any, grads: Tree, state: Tree, params: Tree, donate: bool) -> Step | None:
     """The step by a fused kernel, or None where there's none that says the same."""
     tail = _tail(update)
-    if not tail or not p or (torch.is_grad_enabled() and g[0].requires_grad):
+    if not tail:
+        return None
+    require_tree("step", "params", params)
+    p, structure = flatten(params)
+    g = named_like("step", "grads", grads, structure)
+    if not p or (torch.is_grad_enabled() and g[0].requires_grad):
         return None
     first = len(update.flat) - len(tail)
     held = update.held(state)
@@ -131,11 +132,10 @@ def _fused(
         require_count(stage.fn, own)
         found.append(own)
     hyper = _numbers(tail, found, p)
-    if hyper is None or not _fits(p, g, *slots.values()):
+    every = [*p, *g, *chain.from_iterable(slots.values())]
+    if hyper is None or not _fits(p, every, [g, *slots.values()]):
         return None
-    if donate and not (
-        movable(params) and _disjoint([*p, *g, *chain.from_iterable(slots.values())])
-    ):
+    if donate and not (movable(params) and _disjoint(every, p)):
         return None  # what is in there twice would be written to twice
     after: list[TensorDict] = []
     if first:
@@ -143,7 +143,7 @@ def _fused(
         for stage, own in zip(update.flat[:first], held[:first], strict=True):
             g, own = stage.on_leaves(g, own, work)
             after.append(own)
-        if not _fits(p, g):
+        if not _fits(p, [*p, *g], []):
             return None
     if not donate:
         p, slots = [x.clone() for x in p], {n: [x.clone() for x in own] for n, own in slots.items()}
@@ -170,21 +170,17 @@ def _tail(update: Any) -> list[Leafwise]:
     return []
 
 
-def _fits(p: Leaves, g: Leaves, *slots: Leaves) -> bool:
+def _fits(p: Leaves, every: Leaves, slots: list[Leaves]) -> bool:
     """Whether a kernel takes leaves: one plain dtype, dense, alike, and nothing recorded."""
     dtype = p[0].dtype
-    if dtype.itemsize < 4 or dtype.is_complex or p[0].device.type not in ("cpu", "cuda"):
+    if dtype not in (torch.float32, torch.float64) or p[0].device.type not in ("cpu", "cuda"):
         return False
-    if transformed():
+    if transformed() or not all([all(map(Tensor.is_same_size, x, p)) for x in slots]):
         return False
-    for column in slots:
-        if not all(map(Tensor.is_same_size, column, p)):
-            return False
-    every = [x for column in (p, g, *slots) for x in column]
     graph = torch.is_grad_enabled()
     if [x for x in every if x.dtype is not dtype or (graph and x.requires_grad)]:
         return False
-    return _dense(every)
+    return all(map(Tensor.is_contiguous, every)) and not any(map(Tensor.is_neg, p))
 
 
 def _numbers(tail: list[Leafwise], found: list[dict[str, Any]], p: Leaves) -> dict[str, Any] | None:
@@ -192,7 +188,7 @@ def _numbers(tail: list[Leafwise], found: list[dict[str, Any]], p: Leaves) -> di
     hyper: dict[str, Any] = {}
     for stage, own in zip(tail, found, strict=True):
         for name, value in stage.hyper.items():
-            value = at_count(stage.fn, name, value, own.get("count"))
+            value = at_count(stage.fn, name, value, own.get("count", p[0]))
             if name == "lr":
                 require_hyper(stage.fn, name, value, low=0, schedule=False)
             if isinstance(value, Tensor):
@@ -211,25 +207,30 @@ def _adam(
     p: Leaves,
     g: Leaves,
     slots: dict[str, Leaves],
-    counts: list[Tensor],
+    counts: Mapping[str, Tensor],
     hyper: Any,
 ) -> None:
     run = torch._fused_adamw_ if decoupled else torch._fused_adam_
     largest = slots.get("nu_max", [])
     count = counts["scale_by_amsgrad" if largest else "scale_by_adam"]
     steps = [count.float()] * len(p)
-    numbers = {"beta1": hyper["b1"], "beta2": hyper["b2"], "eps": hyper["eps"]}
+    numbers: dict[str, Any] = {"beta1": hyper["b1"], "beta2": hyper["b2"], "eps": hyper["eps"]}
     numbers |= {"lr": hyper["lr"], "weight_decay": hyper.get("weight_decay", 0.0)}
-    options = {"amsgrad": bool(largest), "maximize": False}
+    options: dict[str, Any] = {"amsgrad": bool(largest), "maximize": False}
     run(p, g, slots["mu"], slots["nu"], largest, steps, **numbers, **options)
 
 
 def _sgd(
-    nesterov: bool, p: Leaves, g: Leaves, slots: dict[str, Leaves], counts: Any, hyper: Any
+    nesterov: bool,
+    p: Leaves,
+    g: Leaves,
+    slots: dict[str, Leaves],
+    counts: Mapping[str, Tensor],
+    hyper: Any,
 ) -> None:
-    numbers = {"lr": hyper["lr"], "weight_decay": hyper.get("weight_decay", 0.0)}
+    numbers: dict[str, Any] = {"lr": hyper["lr"], "weight_decay": hyper.get("weight_decay", 0.0)}
     numbers |= {"momentum": hyper.get("momentum", 0.0), "dampening": 0.0}
-    options = {"nesterov": nesterov, "maximize": False, "is_first_step": False}
+    options: dict[str, Any] = {"nesterov": nesterov, "maximize": False, "is_first_step": False}
     torch._fused_sgd_(p, g, slots.get("trace", []), **numbers, **options)
 
 
