@@ -9,8 +9,8 @@ params = apply_updates(params, updates)                 # state["adam", "mu"] ha
 
 from .accumulate import apply_every as apply_every
 from .accumulate import multi_steps as multi_steps
-from .adam import scale_by_adam as scale_by_adam
-from .adam import scale_by_amsgrad as scale_by_amsgrad
+from .adam_moments import scale_by_adam as scale_by_adam
+from .adam_moments import scale_by_amsgrad as scale_by_amsgrad
 from .adam_variants import scale_by_adamax as scale_by_adamax
 from .adam_variants import scale_by_nadam as scale_by_nadam
 from .adam_variants import scale_by_radam as scale_by_radam
@@ -87,8 +87,8 @@ from .sharpness import sam as sam
 from .signs import lion as lion
 from .signs import scale_by_lion as scale_by_lion
 from .signs import scale_by_sign as scale_by_sign
-from .step import step as step
 from .step_size import scale_by_rprop as scale_by_rprop
+from .stepping import step as step
 from .transform import add_decayed_weights as add_decayed_weights
 from .transform import ema as ema
 from .transform import identity as identity

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..tree import root
-from .adam import require_moments, second_moment
+from .adam_moments import require_moments, second_moment
 from .arguments import Hyper, Schedule, require_hyper
 from .base import Transform
 from .leafwise import Values, leafwise

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from .adam import scale_by_adam, scale_by_amsgrad
+from .adam_moments import scale_by_adam, scale_by_amsgrad
 from .arguments import Hyper, Schedule, given, require_flag, require_hyper
 from .base import Transform
 from .combine import chain

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, where
 
 from ..tree import root
-from .adam import scale_by_adam
+from .adam_moments import scale_by_adam
 from .alias import descent
 from .arguments import Hyper, Schedule, given, require_flag, require_hyper
 from .base import Transform

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adam import scale_by_adam
+from .adam_moments import scale_by_adam
 from .alias import descent
 from .arguments import Hyper, Schedule, require_hyper
 from .base import Transform

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..tree import root
-from .adam import require_moments, second_moment
+from .adam_moments import require_moments, second_moment
 from .alias import descent
 from .arguments import Hyper, Schedule, cast, given, require_flag, require_hyper
 from .base import Transform

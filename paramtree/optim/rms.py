@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..tree import root
-from .adam import second_moment
+from .adam_moments import second_moment
 from .arguments import Hyper, Schedule, cast, given, require_flag, require_hyper
 from .base import Transform
 from .leafwise import Values, leafwise

@@ -72,6 +72,11 @@ ROWS = [
     transform_case(
         "stateless", lambda h: optim.stateless(lambda g, p: tree.map(lambda x: h * x, g))
     ),
-    Case("optim.step", stepped, lambda: (params(), grads(), torch.tensor(0.3, dtype=D))),
+    Case(
+        "optim.step",
+        stepped,
+        lambda: (params(), grads(), torch.tensor(0.3, dtype=D)),
+        covers=("tree.movable",),
+    ),
     Case("tree.moved", moved, lambda: (params(),)),
 ]

@@ -98,7 +98,8 @@ def _apart(own: Leaves, others: Leaves) -> bool:
     if not all(map(Tensor.is_contiguous, own)) or any(map(Tensor.is_neg, own)):
         return False
     stored = {x.untyped_storage().data_ptr() for x in own}
-    return _disjoint(own, own) and stored.isdisjoint([x.untyped_storage().data_ptr() for x in others])
+    apart = stored.isdisjoint([x.untyped_storage().data_ptr() for x in others])
+    return apart and _disjoint(own, own)
 
 
 def _disjoint(every: Leaves, sized: Leaves) -> bool:
