@@ -82,6 +82,8 @@ def _value_and_grad(
         if len({number % len(args) for number in numbers}) < len(numbers):
             raise ValueError(f"{name}: argnums is {argnums}, which names an argument twice")
         leaves, structure = flatten(tuple([args[number] for number in numbers]))
+        if not torch.compiler.is_compiling() and torch._C._len_torch_function_stack():
+            leaves = [x.view_as(x) for x in leaves]  # a mode may want others in their place
         _require_float(name, leaves, structure, numbers)
         rest: list[
             Any

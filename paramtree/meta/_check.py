@@ -12,7 +12,7 @@ Leaves = list[Tensor]
 
 
 def require_mode(
-    fn: str, step: Any, outer: Any, steps: Any, argnums: int | tuple[int, ...]
+    fn: str, step: Any, outer: Any, steps: Any, argnums: int | tuple[int, ...], has_aux: Any
 ) -> None:
     """Refuse what no mode of differentiation can be made of.
 
@@ -22,6 +22,7 @@ def require_mode(
         outer: a function.
         steps: at least 1.
         argnums: 0, 1, (0, 1) or another tuple of them.
+        has_aux: True or False.
 
     Raises:
         ValueError: steps or argnums is out of range.
@@ -31,8 +32,11 @@ def require_mode(
         if not callable(value):
             raise TypeError(f"{fn}: {name} is {kind_of(value)}, expected a function")
     require_count(fn, "steps", steps)
+    if not isinstance(has_aux, bool):
+        kind = type(has_aux).__name__
+        raise TypeError(f"{fn}: has_aux is a {kind}, expected True or False")
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
-    if not all([isinstance(number, int) for number in numbers]):
+    if not all([isinstance(n, int) and not isinstance(n, bool) for n in numbers]):
         raise TypeError(f"{fn}: argnums is {argnums!r}, expected an int or a tuple of them")
     if not numbers or not set(numbers) <= {0, 1} or len(set(numbers)) < len(numbers):
         raise ValueError(

@@ -30,6 +30,7 @@ from ._check import (
     require_scalar,
 )
 from .loop import Loop, Part
+from .on_demand import on_demand
 
 _METHODS = ("antithetic", "forward", "naive")
 _RANKS = (None, "pair", "centered")
@@ -144,7 +145,7 @@ def zero_order(
         out, slopes = estimator("outer", moved, {"hyper": _by_path(h), "state": _by_path(s)})
         return out, loop.slopes(h, _values(slopes["hyper"]), s, _values(slopes["state"]))
 
-    return both
+    return on_demand(both, both)
 
 
 def _by_path(part: Part) -> dict[tuple[Any, ...], Tensor]:
@@ -235,8 +236,8 @@ def _noise(key: Tensor, path: tuple[Any, ...], leaf: Tensor, samples: int) -> Te
         key = _folded(key, part)
     if leaf.is_complex():
         parts = normal(key, (samples, *leaf.shape, 2), dtype=leaf.real.dtype)
-        return torch.view_as_complex(parts)
-    return normal(key, (samples, *leaf.shape), dtype=leaf.dtype)
+        return torch.view_as_complex(parts).to(leaf.device)
+    return normal(key, (samples, *leaf.shape), dtype=leaf.dtype).to(leaf.device)
 
 
 def _folded(key: Tensor, part: Any) -> Tensor:

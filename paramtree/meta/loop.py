@@ -55,7 +55,7 @@ class Loop:
         self.step, self.outer = step, outer
         self.steps = steps
         self.numbers = argnums if isinstance(argnums, tuple) else (argnums,)
-        require_mode(mode, step, outer, steps, argnums)
+        require_mode(mode, step, outer, steps, argnums, has_aux)
 
     def parts(self, hyper: Any, state: Any) -> tuple[Part, Part]:
         """Both arguments, with the floats of those that are differentiated."""

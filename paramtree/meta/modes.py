@@ -88,7 +88,7 @@ def truncated(
     outer: Outer,
     steps: int,
     *,
-    window: int,
+    window: int | None = None,
     argnums: int | tuple[int, ...] = 0,
     has_aux: bool = False,
 ) -> Differentiated:
@@ -103,7 +103,7 @@ def truncated(
         step: as in ``unrolled``.
         outer: as in ``unrolled``.
         steps: as in ``unrolled``.
-        window: W, the number of last steps, from 1 to n.
+        window: W, the number of last steps, from 1 to n; default: the square root of n, rounded up.
         argnums: as in ``unrolled``.
         has_aux: as in ``unrolled``.
 
@@ -118,6 +118,7 @@ def truncated(
     of recurrent network trajectories".
     """
     loop = Loop("truncated", step, outer, steps, argnums, has_aux)
+    window = isqrt(steps - 1) + 1 if window is None else window
     require_count("truncated", "window", window)
     if window > steps:
         raise ValueError(f"truncated: window is {window}, expected at most {steps} (from steps)")
@@ -291,8 +292,8 @@ def _columns(slopes: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     out = []
     for x, own in zip(inputs, slopes.split([_real(x).numel() for x in inputs]), strict=True):
         real = _real(x)
-        own = own.to(real.dtype).reshape(real.shape)
-        out.append(torch.view_as_complex(own) if x.is_complex() else own)
+        own = own.to(real.dtype).reshape(real.shape)  # a clone begins where a complex number may
+        out.append(torch.view_as_complex(own.clone()) if x.is_complex() else own)
     return out
 
 

@@ -21,7 +21,7 @@ from ..autodiff.gradients import kind_of
 from ..tree import flatten, unflatten
 from ._check import Leaves, like
 from .captured import captured, with_captured
-from .linear_solve import Solve, conjugate_gradient
+from .linear_solve import Solve, conjugate_gradient, normal_conjugate_gradient
 from .loop import Loop
 
 Residual = Callable[[Leaves, Leaves], Leaves]
@@ -114,7 +114,7 @@ def implicit(
     steps: int,
     *,
     optimality: Optimality | None = None,
-    solve: Solve = conjugate_gradient,
+    solve: Solve | None = None,
     argnums: int | tuple[int, ...] = 0,
     has_aux: bool = False,
 ) -> Callable[[Any, Any], Any]:
@@ -130,10 +130,10 @@ def implicit(
         optimality: ``optimality(hyper, state) -> nest`` like the state, zero at the final one;
             default: ``state - step(hyper, state, steps)``, which is zero at a fixed point. Integer
             leaves of it, such as counts, are left alone.
-        solve: as in ``custom_root``. For the default ``optimality`` the matrix is
-            ``I - ∂step/∂state``, symmetric positive definite for gradient descent near a minimum;
-            with momentum or another optimizer it's not symmetric, and takes
-            ``normal_conjugate_gradient`` or ``neumann``.
+        solve: as in ``custom_root``; default: ``conjugate_gradient`` for an ``optimality`` that is
+            given, whose matrix has to be symmetric, as that of a gradient is. For the default
+            ``optimality`` the matrix is ``I - ∂step/∂state``, which with momentum or another
+            optimizer isn't, so there it's ``normal_conjugate_gradient``.
         argnums: what to differentiate in: 0 (hyper), 1 (the initial state, zero throughout), or a
             tuple of both.
         has_aux: whether ``outer`` returns something beside the loss.
@@ -149,6 +149,12 @@ def implicit(
     Reference: Rajeswaran et al. (2019), section 3.
     """
     loop = Loop("implicit", step, outer, steps, argnums, has_aux)
+    for name, value in (("optimality", optimality), ("solve", solve)):
+        if value is not None and not callable(value):
+            raise TypeError(f"implicit: {name} is a {type(value).__name__}, expected a function")
+    if solve is None:
+        solve = normal_conjugate_gradient if optimality is None else conjugate_gradient
+    solver: Solve = solve
 
     def residual(state: Any, hyper: Any) -> Any:
         if optimality is not None:
@@ -172,7 +178,7 @@ def implicit(
             hyper, start = h.join(a), s.join(b)
             with torch.no_grad():
                 final = loop.run(detach(hyper), detach(start), 0, steps)
-            return loop.end(hyper, _rooted("implicit", residual, solve, detach(final), (hyper,)))
+            return loop.end(hyper, _rooted("implicit", residual, solver, detach(final), (hyper,)))
 
         out, (dh, ds) = value_and_grad(objective, (0, 1), has_aux)(h.floats, s.floats)
         return out, loop.slopes(h, dh, s, ds)
@@ -262,7 +268,7 @@ class _Root(torch.autograd.Function):
         problem, n = ctx.problem, ctx.n
         solution, inputs = list(ctx.saved_tensors[:n]), list(ctx.saved_tensors[n:])
         x = _attached(problem, solution, inputs)
-        u = _adjoint(problem, x, inputs, list(grads))
+        u = _adjoint(problem, x, inputs, [g.contiguous() for g in grads])  # not expanded ones
         wanted = [i for i, leaf in enumerate(inputs) if ctx.needs_input_grad[2 + n + i]]
 
         def residual(*leaves: Tensor) -> tuple[Tensor, ...]:
@@ -325,4 +331,4 @@ def _cut(leaves: Leaves) -> Leaves:
 
 
 def _filled(tangent: Tensor | None, leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if tangent is None else tangent
+    return torch.zeros_like(leaf) if tangent is None else tangent.contiguous()

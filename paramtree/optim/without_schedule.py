@@ -93,7 +93,9 @@ def schedule_free(
         z = work.read(fn, "state['z']", z_tree, exact=True)
         rate = number(at_count(fn, "lr", lr, count + 1), count).to(max_lr.dtype)
         max_lr = torch.maximum(max_lr, rate)
-        weight = max_lr ** at_count(fn, "weight_lr_power", weight_lr_power, count)
+        power = at_count(fn, "weight_lr_power", weight_lr_power, count)
+        some = max_lr > 0  # 0 to a power below 1 has no derivative
+        weight = torch.where(some, torch.where(some, max_lr, 1.0) ** power, 0.0**power)
         weight_sum = weight_sum + weight
         none = weight_sum == 0  # all rates so far were 0
         c = torch.where(none, 0.0, weight / torch.where(none, 1.0, weight_sum))

@@ -32,6 +32,9 @@ def rows(room: str) -> list[Any]:
     return [row for module in modules for row in module.ROWS]
 
 
+LOSSES = rows("losses")
+
+
 def layer_case(name: str, layer: model.Model, x: Callable[[], Any], **options: Any) -> Case:
     def args() -> tuple[Any, ...]:
         leaves, structure = tree.flatten(layer.init(rng.key(0))[0])
@@ -341,7 +344,7 @@ CASES = [
         vmapped=HOST,
         compiled=HOST,
     ),
-    *[row if isinstance(row, Case) else row.case() for row in rows("losses")],
+    *[row if isinstance(row, Case) else row.case() for row in LOSSES],
     # learning to learn
     Case(
         "meta.lpg_network",

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from paramtree import check_grads, grad, meta, optim, rng, tree, vmap
+from paramtree import check_grads, grad, meta, optim, rng, tree, value_and_grad, vmap
 
 D = torch.float64
 # torch's own, when its rules for forward mode are imported
@@ -725,3 +725,32 @@ def test_a_graph_that_cannot_be_followed_is_refused_not_lost():
     fit = meta.custom_root(lambda x, a: x - a * Square.apply(hidden))(lambda x, a: 4 * a)
     with pytest.raises(ValueError, match="pass the tensor as an argument"):
         fit(torch.zeros((), dtype=D), L2)
+
+
+def test_a_closed_over_tensor_may_be_what_a_gradient_inside_is_taken_in():
+    c = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64, requires_grad=True)
+    start = torch.zeros(3, dtype=torch.float64)
+    for slope in (
+        lambda: grad(lambda q: (q**3).sum())(c),
+        lambda: value_and_grad(lambda q: (q**3).sum())(c)[1],
+        lambda: grad(lambda t: (t["c"] ** 3).sum())(tree.new({"c": c}))["c"],
+    ):
+        fit = meta.custom_root(lambda x, slope=slope: x - 0.1 * slope())
+        found = fit(lambda x: 0.3 * c.detach() ** 2)(start)
+        torch.testing.assert_close(torch.autograd.grad(found.sum(), c)[0], 0.6 * c.detach())
+
+
+def test_the_default_solver_is_right_with_momentum():
+    hyper, start = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), torch.zeros(3).double()
+    optimizer = optim.sgd(0.1, momentum=0.5)
+
+    def step(hyper, state, k):
+        params = tree.new({"x": state["x"]})
+        slope = grad(lambda p: (0.5 * (p["x"] - hyper) ** 2).sum())(params)
+        params, after = optim.step(optimizer, slope, state["optimizer"], params)
+        return tree.new({"x": params["x"], "optimizer": after})
+
+    state = tree.new({"x": start, "optimizer": optimizer.init(tree.new({"x": start}))})
+    outer = lambda hyper, state: (state["x"] ** 2).sum() + hyper.sum()  # noqa: E731
+    found = meta.implicit(step, outer, 200)(hyper, state)[1]
+    torch.testing.assert_close(found, 2 * hyper + 1, rtol=1e-7, atol=1e-9)
