@@ -9,6 +9,7 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from .. import tree
 from ..tree import Structure, flatten, unflatten
+from .levels import intercepted
 
 
 def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0) -> Callable[..., Any]:
@@ -38,6 +39,7 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0) -> Callabl
                 f"vmap: in_dims has {len(dims)} entries, expected {len(args)} (from the arguments)"
             )
         leaves, structure = flatten((*args, kwargs))
+        leaves = intercepted(leaves)
         axes: list[int | None] = []
         inner = _mapped(structure, (*dims, 0), axes, ())
         size = _mapped_size(structure, leaves, axes, len(args))

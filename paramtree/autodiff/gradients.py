@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import tree
 from ..tree import Structure, flatten, unflatten
-from .levels import transformed
+from .levels import intercepted, transformed
 
 
 def grad(
@@ -82,8 +82,7 @@ def _value_and_grad(
         if len({number % len(args) for number in numbers}) < len(numbers):
             raise ValueError(f"{name}: argnums is {argnums}, which names an argument twice")
         leaves, structure = flatten(tuple([args[number] for number in numbers]))
-        if not torch.compiler.is_compiling() and torch._C._len_torch_function_stack():
-            leaves = [x.view_as(x) for x in leaves]  # a mode may want others in their place
+        leaves = intercepted(leaves)
         _require_float(name, leaves, structure, numbers)
         rest: list[
             Any
