@@ -94,8 +94,9 @@ def schedule_free(
         rate = number(at_count(fn, "lr", lr, count + 1), count).to(max_lr.dtype)
         max_lr = torch.maximum(max_lr, rate)
         power = at_count(fn, "weight_lr_power", weight_lr_power, count)
-        some = max_lr > 0  # 0 to a power below 1 has no derivative
-        weight = torch.where(some, torch.where(some, max_lr, 1.0) ** power, 0.0**power)
+        some = max_lr > 0  # 0 to a power has derivatives that aren't finite
+        nothing = (number(power, count) == 0).to(max_lr.dtype)
+        weight = torch.where(some, torch.where(some, max_lr, 1.0) ** power, nothing)
         weight_sum = weight_sum + weight
         none = weight_sum == 0  # all rates so far were 0
         c = torch.where(none, 0.0, weight / torch.where(none, 1.0, weight_sum))
