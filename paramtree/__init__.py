@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
     from . import autodiff as autodiff
     from . import checkpoint as checkpoint
+    from . import display as display
     from . import envs as envs
     from . import meta as meta
     from . import model as model
     from . import nn as nn
+    from . import nn_module as nn_module
     from . import optim as optim
     from . import rng as rng
     from . import tree as tree
@@ -27,22 +29,44 @@ if TYPE_CHECKING:
     from .autodiff import hvp as hvp
     from .autodiff import value_and_grad as value_and_grad
     from .autodiff import vmap as vmap
+    from .display import summary as summary
     from .model import Model as Model
     from .model import compose as compose
+    from .model import methods as methods
+    from .model import parallel as parallel
     from .model import td_model as td_model
     from .model import with_next as with_next
+    from .nn_module import from_module as from_module
+    from .nn_module import to_module as to_module
 
 __version__ = "0.1.0"
 
-_ROOMS = ("autodiff", "checkpoint", "envs", "meta", "model", "nn", "optim", "rng", "tree")
+_ROOMS = (
+    "autodiff",
+    "checkpoint",
+    "display",
+    "envs",
+    "meta",
+    "model",
+    "nn",
+    "nn_module",
+    "optim",
+    "rng",
+    "tree",
+)
 _NAMES = {
     "Model": "model",
     "check_grads": "autodiff",
     "compose": "model",
     "detach": "autodiff",
     "grad": "autodiff",
+    "from_module": "nn_module",
     "hvp": "autodiff",
+    "methods": "model",
+    "parallel": "model",
+    "summary": "display",
     "td_model": "model",
+    "to_module": "nn_module",
     "value_and_grad": "autodiff",
     "vmap": "autodiff",
     "with_next": "model",

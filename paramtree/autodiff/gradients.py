@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 
 from .. import tree
 from ..tree import Structure, flatten, unflatten
@@ -94,6 +95,8 @@ def _value_and_grad(
                 arguments[number] = value
             out = fn(*arguments, **kwargs)
             value, aux = _scalar(name, out, has_aux)
+            if not has_aux:
+                return value, ()
             aux_leaves, aux_structure = flatten(aux)
             rest[:] = [aux_structure]
             return value, tuple(aux_leaves)
@@ -181,7 +184,7 @@ def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
             any([x.requires_grad for x in leaves]) or _reaches_out([value, *aux], call)
         )
         if value.requires_grad and inputs:
-            slopes = torch.autograd.grad(value, inputs, create_graph=keep, allow_unused=True)
+            slopes = _slopes(value, inputs, keep)
             pairs = zip(slopes, leaves, strict=True)
             grads = tuple([torch.zeros_like(x) if g is None else g for g, x in pairs])
         else:
@@ -190,6 +193,16 @@ def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
     if not keep:
         value, aux = value.detach(), tuple([x.detach() for x in aux])
     return grads, (value, aux)
+
+
+def _slopes(value: Tensor, inputs: list[Tensor], keep: bool) -> Sequence[Tensor | None]:
+    """``torch.autograd.grad`` of a real scalar, without its checks where nothing listens to them."""
+    if torch._C._len_torch_function_stack() or type(value) is not Tensor:
+        return torch.autograd.grad(value, inputs, create_graph=keep, allow_unused=True)
+    ones = torch.ones_like(value)
+    return _engine_run_backward(
+        (value,), (ones,), keep, keep, tuple(inputs), True, accumulate_grad=False
+    )
 
 
 class _Call:
@@ -213,16 +226,15 @@ def _reaches_out(outputs: Sequence[Tensor], call: _Call) -> bool:
     if any([x.requires_grad and x.grad_fn is None and call.is_foreign(x) for x in outputs]):
         return True
     todo = [x.grad_fn for x in outputs if x.grad_fn is not None]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
+    seen = {None, *todo}
+    for node in todo:  # grows as it goes
         after = node.next_functions
         if not after:  # what a leaf is accumulated by, or a constant
             variable = getattr(node, "variable", None)
             if variable is not None and call.is_foreign(variable):
                 return True
         for following, _ in after:
-            if following is not None and following not in seen:
+            if following not in seen:
                 seen.add(following)
                 todo.append(following)
     return False

@@ -1,5 +1,6 @@
 """What every layer asks of its arguments, and how it says no."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,22 @@ def sizes(layer: str, **given: int) -> None:
             raise TypeError(f"{layer}: {name} is a {type(size).__name__}, expected an int")
         if size < 1:
             raise ValueError(f"{layer}: {name} is {size}, expected at least 1")
+
+
+def real(layer: str, name: str, given: Any, low: float = 0.0, high: float = math.inf) -> None:
+    """Refuses what is not a number in [low, high] or a 0-d tensor of floats, whose value may be."""
+    if isinstance(given, Tensor):
+        if given.dim() or not given.is_floating_point():
+            raise (ValueError if given.is_floating_point() else TypeError)(
+                f"{layer}: {name} is a tensor {list(given.shape)} of {given.dtype}, expected a "
+                "number or a 0-d float tensor"
+            )
+    elif not isinstance(given, int | float) or isinstance(given, bool):
+        got = type(given).__name__
+        raise TypeError(f"{layer}: {name} is a {got}, expected a number or a 0-d float tensor")
+    elif not low <= given <= high:
+        wanted = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+        raise ValueError(f"{layer}: {name} is {given}, expected {wanted}")
 
 
 def functions(layer: str, **given: Callable[..., Any] | None) -> None:
@@ -41,6 +58,9 @@ def parameters(
     Returns:
         The parameters, in the order of `wanted`.
     """
+    found = tree.values(params, wanted)
+    if found is not None and _are_right(found, wanted):
+        return found
     entries = level(layer, "params", params, wanted)
     for name, shape in wanted.items():
         value = entries[name]
@@ -62,6 +82,15 @@ def parameters(
     return [entries[name] for name in wanted]
 
 
+def _are_right(found: list[Any], wanted: dict[str, tuple[int, ...]]) -> bool:
+    """Whether these are float tensors of one dtype and the shapes that are wanted, told at once."""
+    dtype = found[0].dtype
+    for value, shape in zip(found, wanted.values()):  # noqa: B905 (a check of lengths costs time)
+        if value.shape != shape or value.dtype is not dtype:
+            return False
+    return dtype is not None and dtype.is_floating_point
+
+
 def level(layer: str, argument: str, given: Any, wanted: Any) -> dict[str, Any]:
     """One level of a tree as a dictionary, after a look at its names."""
     if not isinstance(given, TensorDictBase):
@@ -78,15 +107,47 @@ def level(layer: str, argument: str, given: Any, wanted: Any) -> dict[str, Any]:
     return entries
 
 
-def floats(layer: str, made: str, x: Any, size: int, dtype: torch.dtype) -> None:
-    """Refuses inputs that are not float [*batch, size] of the parameters' dtype."""
+def inputs(layer: str, given: Any, *names: str) -> tuple[Any, ...]:
+    """The parts of a layer's input, which are a tuple or the first alone; None where left out."""
+    parts = given if isinstance(given, tuple) else (given,)
+    if not 1 <= len(parts) <= len(names):
+        wanted = ", ".join(names)
+        raise ValueError(
+            f"{layer}: the input is a tuple of {len(parts)}, expected ({wanted}) or less"
+        )
+    return *parts, *[None] * (len(names) - len(parts))
+
+
+def floats(
+    layer: str,
+    made: str,
+    x: Any,
+    size: int,
+    weight: Tensor,
+    name: str = "weight",
+    argument: str = "x",
+) -> None:
+    """Refuses inputs that are not float [*batch, size] of the parameters' dtype.
+
+    Args:
+        layer: its name.
+        made: the call that made it.
+        x: the input.
+        size: of its last dim.
+        weight: the parameter that the size comes from.
+        name: of the parameter.
+        argument: what the input is called.
+    """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{layer}: x is a {type(x).__name__}, expected a tensor [*batch, {size}]")
+        got = type(x).__name__
+        raise TypeError(f"{layer}: {argument} is a {got}, expected a tensor [*batch, {size}]")
     if x.dim() == 0 or x.shape[-1] != size:
         raise ValueError(
-            f"{layer}: x has shape {tuple(x.shape)}, expected [*batch, {size}] (from {made})"
+            f"{layer}: {argument} has shape {tuple(x.shape)}, expected [*batch, {size}] (from "
+            f"{made}, whose {name} has shape {tuple(weight.shape)})"
         )
-    same_dtype(layer, "x", x, dtype)
+    if x.dtype is not weight.dtype:
+        same_dtype(layer, argument, x, weight.dtype)
 
 
 def shape(layer: str, name: str, x: Tensor, wanted: tuple[int, ...], source: str) -> None:

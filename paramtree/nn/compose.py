@@ -1,14 +1,14 @@
 """Layers made of layers: run in order, their parameters nested by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from .. import rng, tree
-from ..model import Model
+from ..model import Model, located, require_key
 from . import _check
 from .initializers import Initializer
 from .linear import linear
@@ -32,9 +32,16 @@ def sequential(*layers: Layer, **named: Layer) -> Model:
 
     Raises:
         TypeError: a layer is neither a Model nor a function.
-        ValueError: there are none; or, when applied, params or buffers hold an unknown name.
+        ValueError: there are none, or two have one name; or, when applied, params or buffers hold
+            an unknown name. What a layer raises ends in its path, `in linear_0`.
     """
-    entries = {**{str(i): layer for i, layer in enumerate(layers)}, **named}
+    places = {str(i): layer for i, layer in enumerate(layers)}
+    twice = [name for name in named if name in places]
+    if twice:
+        raise ValueError(
+            f"sequential: {twice[0]!r} names two layers, one by its place and one by its name"
+        )
+    entries = {**places, **named}
     if not entries:
         raise ValueError("sequential: no layers given, expected at least one")
     models: dict[str, Model] = {}
@@ -54,6 +61,7 @@ def sequential(*layers: Layer, **named: Layer) -> Model:
             )
 
     def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
+        require_key("sequential", key)
         params, buffers = {}, {}
         for name, model in models.items():
             made, kept = model.init(rng.fold_in(key, name))
@@ -63,15 +71,24 @@ def sequential(*layers: Layer, **named: Layer) -> Model:
                 buffers[name] = tree.lock(kept)
         return tree.new(params), tree.new(buffers)
 
+    steps = [(name, layer, models.get(name)) for name, layer in entries.items()]
+    known = models.keys()
+
     def apply(params: TensorDict, buffers: TensorDict, x: Any) -> tuple[Any, TensorDict]:
-        own, old = _level("params", params, models), _level("buffers", buffers, models)
+        own, old = _level("params", params, known), _level("buffers", buffers, known)
         new = {}
-        for name, layer in entries.items():
-            if name not in models:
+        for name, layer, model in steps:
+            if model is None:
                 x = layer(x)  # pyright: ignore[reportCallIssue]
                 continue
             given = old.get(name, _EMPTY)
-            x, after = _applied(name, models[name], own.get(name), given, x)
+            try:
+                x, after = model.apply(own.get(name, _EMPTY), given, x)
+            except (TypeError, ValueError) as error:
+                if name not in own and type(error) is ValueError:
+                    raise ValueError(f"sequential: params lack {name}, or {error}") from error
+                located(error, name)
+                raise
             if after is not given and not (given is _EMPTY and after.is_empty()):
                 new[name] = tree.lock(after)
         return x, tree.new({**old, **new}, buffers.batch_size) if new else buffers
@@ -125,24 +142,17 @@ def mlp(
 _EMPTY = tree.new({})
 
 
-def _level(argument: str, given: Any, models: dict[str, Model]) -> dict[str, Any]:
+def _level(argument: str, given: Any, known: Set[str]) -> dict[str, Any]:
     """One level of params or buffers, where any name of a model may be missing and no other be."""
-    tree.require_tree("sequential", argument, given)
+    if not isinstance(given, TensorDictBase):
+        tree.require_tree("sequential", argument, given)
     entries = tree.entries(given)
-    extra = [name for name in entries if name not in models]
-    if extra:
-        known = ", ".join(models) or "no entry"
+    if entries and not entries.keys() <= known:
+        extra = ", ".join([name for name in entries if name not in known])
+        wanted = ", ".join(known) or "no entry"
+        lacks = ", ".join([name for name in known if name not in entries])
+        missing = f", of which {lacks} are missing" if lacks else ""
         raise ValueError(
-            f"sequential: {argument} hold an unknown {', '.join(extra)}; expected {known}"
+            f"sequential: {argument} hold an unknown {extra}; expected {wanted}{missing}"
         )
     return entries
-
-
-def _applied(name: str, model: Model, params: Any, buffers: Any, x: Any) -> tuple[Any, Any]:
-    """One model's result; what it says about parameters that are missing gets its name."""
-    if params is not None:
-        return model.apply(params, buffers, x)
-    try:
-        return model.apply(_EMPTY, buffers, x)
-    except ValueError as error:
-        raise ValueError(f"sequential: params lack {name}, or {error}") from error

@@ -5,12 +5,14 @@ All but `zeros` are factories: `orthogonal(gain=2**0.5)(key, (64, 4))`. Weights 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
-from .. import rng
+from .. import rng, tree
+from ..model import require_key
 
 Initializer = Callable[[Tensor, Sequence[int], torch.dtype], Tensor]
 
@@ -100,7 +102,9 @@ def variance_scaling(
 ) -> Initializer:
     """Draws with variance scale / n, where n is the number of inputs, outputs or their mean.
 
-    The defaults are LeCun's normal; He's is scale=2, Glorot's mode="fan_avg".
+    The defaults are LeCun's normal; He's is scale=2, Glorot's mode="fan_avg". In the words of
+    torch.nn.init, `kaiming_*_` is scale = gain^2 and mode "fan_in" or "fan_out", `xavier_*_` is
+    scale = gain^2 and mode "fan_avg", each with its distribution, "uniform" or "normal".
 
     Args:
         scale: at least 0.
@@ -173,3 +177,56 @@ def orthogonal(gain: float | Tensor = 1.0) -> Initializer:
         return (gain * matrix.reshape(tuple(shape))).to(dtype)
 
     return init
+
+
+def identity(gain: float | Tensor = 1.0) -> Initializer:
+    """Makes the map that leaves its input as it is, times gain, as far as there are outputs for it.
+
+    Of a shape [out, in, *field] that is gain at [i, i] in the middle of the field, and else 0; a
+    convolution with "same" padding then gives its input.
+
+    Args:
+        gain: what the input is multiplied by.
+
+    Returns:
+        The initializer; it refuses shapes of fewer than two dims.
+    """
+
+    def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        if len(shape) < 2:
+            raise ValueError(f"identity: shape is {tuple(shape)}, expected at least two dims")
+        out = torch.eye(shape[0], shape[1], dtype=dtype, device=key.device)
+        for n in shape[2:]:
+            middle = torch.arange(n, device=key.device) == (n - 1) // 2
+            out = out.unsqueeze(-1) * middle
+        return gain * out
+
+    return init
+
+
+def make_params(
+    layer: str,
+    key: Tensor,
+    shapes: Mapping[str, tuple[int, ...]],
+    makers: Mapping[str, Initializer],
+    dtype: torch.dtype,
+) -> TensorDict:
+    """Makes a layer's parameters, each from a key of its own name.
+
+    Args:
+        layer: its name.
+        key: int64 [2].
+        shapes: of the parameters.
+        makers: an initializer for each.
+        dtype: of the parameters.
+
+    Returns:
+        The tree.
+
+    Raises:
+        TypeError: the key is of another kind.
+        ValueError: the key has another shape.
+    """
+    require_key(layer, key)
+    named = shapes.items()
+    return tree.new({n: makers[n](rng.fold_in(key, n), shape, dtype) for n, shape in named})

@@ -11,10 +11,10 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional
 
-from .. import rng, tree
+from .. import tree
 from ..model import Model
 from . import _check, initializers
-from .initializers import Initializer
+from .initializers import Initializer, make_params
 
 
 def linear(
@@ -55,11 +55,11 @@ def linear(
         shapes["bias"], makers["bias"] = (n_out,), bias_init or default
 
     def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
-        return _init(key, shapes, makers, dtype), tree.new({})
+        return make_params("linear", key, shapes, makers, dtype), tree.new({})
 
     def apply(params: TensorDict, buffers: TensorDict, x: Tensor) -> tuple[Tensor, TensorDict]:
         weight, *rest = _check.parameters("linear", made, params, shapes)
-        _check.floats("linear", made, x, n_in, weight.dtype)
+        _check.floats("linear", made, x, n_in, weight)
         return functional.linear(x, weight, *rest), buffers
 
     return Model(init, apply)
@@ -96,7 +96,7 @@ def embedding(
     makers = {"weight": weight_init or initializers.normal()}
 
     def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
-        return _init(key, shapes, makers, dtype), tree.new({})
+        return make_params("embedding", key, shapes, makers, dtype), tree.new({})
 
     def apply(params: TensorDict, buffers: TensorDict, index: Tensor) -> tuple[Tensor, TensorDict]:
         (weight,) = _check.parameters("embedding", made, params, shapes)
@@ -147,7 +147,7 @@ def table(
     makers = {"weight": weight_init or initializers.normal(n_states**-0.5)}
 
     def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
-        return _init(key, shapes, makers, dtype), tree.new({})
+        return make_params("table", key, shapes, makers, dtype), tree.new({})
 
     def apply(params: TensorDict, buffers: TensorDict, inputs: Any) -> tuple[Tensor, TensorDict]:
         (weight,) = _check.parameters("table", made, params, shapes)
@@ -167,17 +167,6 @@ def table(
         return out + scaled * weight[n_states], buffers
 
     return Model(init, apply)
-
-
-def _init(
-    key: Tensor,
-    shapes: dict[str, tuple[int, ...]],
-    makers: dict[str, Initializer],
-    dtype: torch.dtype,
-) -> TensorDict:
-    """Parameters, each from a key of its own name."""
-    named = shapes.items()
-    return tree.new({n: makers[n](rng.fold_in(key, n), shape, dtype) for n, shape in named})
 
 
 def _check_index(layer: str, made: str, index: Any, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Recurrent layers, unrolled over time: LSTM and GRU in torch's parametrization.
+"""Recurrent layers, unrolled over time: LSTM, GRU and the plain one in torch's parametrization.
 
 Time comes first. The input is x [T, *batch, n_in] and the output [T, *batch, H]; a tuple
 (x, reset, h[, c]) also gives the carry, and then the output is (out, h[, c]). A reset makes the
@@ -16,17 +16,24 @@ from torch import Tensor
 from .. import rng, tree
 from ..model import Model
 from . import _check, initializers
-from .cells import GRU, LSTM
-from .initializers import Initializer
+from ._parts import Call, assembled
+from .cells import GRU, LSTM, RNN
+from .initializers import Initializer, make_params
+from .noise import dropout as dropout_layer
 from .unroll import Cell, unroll
+
+_CARRIES = ("h", "c")
 
 
 def lstm(
     n_in: int,
     n_hidden: int,
+    n_layers: int = 1,
     *,
     bidirectional: bool = False,
     reverse: bool = False,
+    dropout: float | Tensor = 0.0,
+    train: bool = True,
     weight_init: Initializer | None = None,
     recurrent_init: Initializer | None = None,
     bias_init: Initializer | None = None,
@@ -38,14 +45,19 @@ def lstm(
         c_t = σ(f) c_(t-1) + σ(i) tanh(g),  h_t = σ(o) tanh(c_t)
 
     Params: weight_ih [4H, n_in], weight_hh [4H, H], bias_ih [4H], bias_hh [4H], as in
-    torch.nn.LSTMCell; with both directions, a tree of these for each, "forward" and "backward".
+    torch.nn.LSTMCell; with both directions, a tree of these for each, "forward" and "backward";
+    with several layers, a tree of that for each, "0", "1", ....
+    Buffers: keys of dropout_0, dropout_1, ..., where there is dropout between layers.
 
     Args:
         n_in: inputs at a step.
         n_hidden: H, outputs at a step and direction.
+        n_layers: how many layers, each on the outputs of the one before.
         bidirectional: whether a second cell reads the steps from the last to the first; outputs and
             carries are then the two concatenated, [..., 2H].
         reverse: whether the only cell does so.
+        dropout: rate at which what a layer gives the next one is set to zero.
+        train: whether there is dropout.
         weight_init: initializer of weight_ih; default for all, as in torch: uniform on
             [-H^-1/2, H^-1/2).
         recurrent_init: of weight_hh.
@@ -55,7 +67,8 @@ def lstm(
     Returns:
         Model whose input is x float [T, *batch, n_in], T >= 1, and gives out [T, *batch, H]; or a
         tuple (x, reset), (x, reset, h) or (x, reset, h, c), with reset bool [T, *batch] or None and
-        h, c float [*batch, H] or zero, and gives (out, h, c) with the final carry.
+        h, c float [*batch, H] or zero, and gives (out, h, c) with the final carry. The carries of
+        several layers are concatenated, [*batch, n_layers H].
 
     Raises:
         TypeError: an argument is of another kind.
@@ -65,15 +78,19 @@ def lstm(
     (2000), Learning to forget, section 3.
     """
     inits = (weight_init, recurrent_init, bias_init)
-    return _recurrent("lstm", LSTM, n_in, n_hidden, bidirectional, reverse, inits, dtype)
+    ways, drops = (bidirectional, reverse), (dropout, train)
+    return _recurrent("lstm", LSTM, (n_in, n_hidden, n_layers), ways, drops, inits, dtype)
 
 
 def gru(
     n_in: int,
     n_hidden: int,
+    n_layers: int = 1,
     *,
     bidirectional: bool = False,
     reverse: bool = False,
+    dropout: float | Tensor = 0.0,
+    train: bool = True,
     weight_init: Initializer | None = None,
     recurrent_init: Initializer | None = None,
     bias_init: Initializer | None = None,
@@ -86,14 +103,19 @@ def gru(
         h_t = (1 - z) n + z h_(t-1)
 
     Params: weight_ih [3H, n_in], weight_hh [3H, H], bias_ih [3H], bias_hh [3H], as in
-    torch.nn.GRUCell; with both directions, a tree of these for each, "forward" and "backward".
+    torch.nn.GRUCell; with both directions, a tree of these for each, "forward" and "backward";
+    with several layers, a tree of that for each, "0", "1", ....
+    Buffers: keys of dropout_0, dropout_1, ..., where there is dropout between layers.
 
     Args:
         n_in: inputs at a step.
         n_hidden: H, outputs at a step and direction.
+        n_layers: how many layers, each on the outputs of the one before.
         bidirectional: whether a second cell reads the steps from the last to the first; outputs and
             carries are then the two concatenated, [..., 2H].
         reverse: whether the only cell does so.
+        dropout: rate at which what a layer gives the next one is set to zero.
+        train: whether there is dropout.
         weight_init: initializer of weight_ih; default for all, as in torch: uniform on
             [-H^-1/2, H^-1/2).
         recurrent_init: of weight_hh.
@@ -103,7 +125,8 @@ def gru(
     Returns:
         Model whose input is x float [T, *batch, n_in], T >= 1, and gives out [T, *batch, H]; or a
         tuple (x, reset) or (x, reset, h), with reset bool [T, *batch] or None and h float
-        [*batch, H] or zero, and gives (out, h) with the final carry.
+        [*batch, H] or zero, and gives (out, h) with the final carry. The carries of several layers
+        are concatenated, [*batch, n_layers H].
 
     Raises:
         TypeError: an argument is of another kind.
@@ -113,10 +136,116 @@ def gru(
     2.3, with the reset gate after the product, as cuDNN has it.
     """
     inits = (weight_init, recurrent_init, bias_init)
-    return _recurrent("gru", GRU, n_in, n_hidden, bidirectional, reverse, inits, dtype)
+    ways, drops = (bidirectional, reverse), (dropout, train)
+    return _recurrent("gru", GRU, (n_in, n_hidden, n_layers), ways, drops, inits, dtype)
+
+
+def rnn(
+    n_in: int,
+    n_hidden: int,
+    n_layers: int = 1,
+    *,
+    nonlinearity: str = "tanh",
+    bidirectional: bool = False,
+    reverse: bool = False,
+    dropout: float | Tensor = 0.0,
+    train: bool = True,
+    weight_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+    bias_init: Initializer | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """Plain recurrent layer over time.
+
+        h_t = tanh(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh)
+
+    Params: weight_ih [H, n_in], weight_hh [H, H], bias_ih [H], bias_hh [H], as in torch.nn.RNNCell;
+    with directions and layers as in `gru`.
+    Buffers: as in `gru`.
+
+    Args:
+        n_in: inputs at a step.
+        n_hidden: H, outputs at a step and direction.
+        n_layers: as in `gru`.
+        nonlinearity: "tanh", or "relu" in its place.
+        bidirectional: as in `gru`.
+        reverse: likewise.
+        dropout: likewise.
+        train: likewise.
+        weight_init: likewise.
+        recurrent_init: likewise.
+        bias_init: likewise.
+        dtype: of the params.
+
+    Returns:
+        Model as in `gru`.
+
+    Raises:
+        TypeError: as in `gru`.
+        ValueError: as in `gru`, or the nonlinearity is another.
+
+    Source: Elman (1990), Finding structure in time.
+    """
+    if nonlinearity not in RNN:
+        raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected one of {', '.join(RNN)}")
+    inits = (weight_init, recurrent_init, bias_init)
+    ways, drops = (bidirectional, reverse), (dropout, train)
+    cell = RNN[nonlinearity]
+    return _recurrent("rnn", cell, (n_in, n_hidden, n_layers), ways, drops, inits, dtype)
 
 
 def _recurrent(
+    layer: str,
+    cell: Cell,
+    sizes: tuple[int, int, int],
+    ways: tuple[bool, bool],
+    drops: tuple[float | Tensor, bool],
+    inits: tuple[Initializer | None, ...],
+    dtype: torch.dtype,
+) -> Model:
+    (n_in, n_hidden, n_layers), (bidirectional, reverse), (rate, train) = sizes, ways, drops
+    _check.sizes(layer, n_in=n_in, n_hidden=n_hidden, n_layers=n_layers)
+    _check.real(layer, "dropout", rate, 0.0, 1.0)
+    thins = isinstance(rate, Tensor) or rate != 0
+    if n_layers == 1:
+        if thins:
+            raise ValueError(f"{layer}: dropout is {rate}, expected 0 for one layer")
+        return _layer(layer, cell, n_in, n_hidden, bidirectional, reverse, inits, dtype)
+    width = n_hidden * (1 + bidirectional)
+    parts = {
+        str(i): _layer(
+            layer, cell, width if i else n_in, n_hidden, bidirectional, reverse, inits, dtype
+        )
+        for i in range(n_layers)
+    }
+    if thins:
+        parts |= {f"dropout_{i}": dropout_layer(rate, train=train) for i in range(n_layers - 1)}
+    made = f"{layer}({n_in}, {n_hidden}, {n_layers})"
+
+    def forward(call: Call, inputs: Any) -> Any:
+        x, reset, *carry = _check.inputs(layer, inputs, "x", "reset", *_CARRIES[: cell.carries])
+        given: list[list[Any]] = []
+        for name, value in zip(_CARRIES, carry, strict=False):
+            if isinstance(value, Tensor) and isinstance(x, Tensor):
+                wanted = (*x.shape[1:-1], n_layers * width)
+                _check.shape(layer, name, value, wanted, f"*batch of x, and {made}")
+                given.append([*value.split(width, -1)])
+            else:
+                given.append([value] * n_layers)
+        after = []
+        for i, own in enumerate(zip(*given, strict=True)):
+            x, *last = call(str(i), (x, reset, *own))
+            after.append(last)
+            if f"dropout_{i}" in parts:
+                x = call(f"dropout_{i}", x)
+        if isinstance(inputs, Tensor):
+            return x
+        return x, *[torch.cat(column, -1) for column in zip(*after, strict=True)]
+
+    return assembled(layer, parts, forward)
+
+
+def _layer(
     layer: str,
     cell: Cell,
     n_in: int,
@@ -126,7 +255,6 @@ def _recurrent(
     inits: tuple[Initializer | None, ...],
     dtype: torch.dtype,
 ) -> Model:
-    _check.sizes(layer, n_in=n_in, n_hidden=n_hidden)
     kinds = ("weight_init", "recurrent_init", "bias_init")
     _check.functions(layer, **dict(zip(kinds, inits, strict=True)))
     if bidirectional and reverse:
@@ -146,8 +274,7 @@ def _recurrent(
     makers = dict(zip(shapes, (weight, recurrent, bias, bias), strict=True))
 
     def init_one(key: Tensor) -> TensorDict:
-        named = shapes.items()
-        return tree.new({n: makers[n](rng.fold_in(key, n), shape, dtype) for n, shape in named})
+        return make_params(layer, key, shapes, makers, dtype)
 
     def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
         if not bidirectional:
@@ -209,17 +336,10 @@ def _inputs(
     weights: list[list[Tensor]],
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """Input, reset and whole carry, after a look at each."""
-    names = ("x", "reset", "h", "c")[: 2 + cell.carries]
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    if not 1 <= len(given) <= len(names):
-        wanted = ", ".join(names)
-        raise ValueError(
-            f"{layer}: the input is a tuple of {len(given)}, expected ({wanted}) or less"
-        )
-    x: Any = given[0]
-    reset = given[1] if len(given) > 1 else None
+    names = _CARRIES[: cell.carries]
+    x, reset, *given = _check.inputs(layer, inputs, "x", "reset", *names)
     dtype = weights[0][0].dtype
-    _check.floats(layer, made, x, n_in, dtype)
+    _check.floats(layer, made, x, n_in, weights[0][0], "weight_ih")
     if x.dim() < 2 or x.shape[0] < 1:
         got = tuple(x.shape)
         raise ValueError(f"{layer}: x has shape {got}, expected [T, *batch, {n_in}] with T >= 1")
@@ -229,8 +349,7 @@ def _inputs(
             raise TypeError(f"{layer}: reset is {got}, expected a bool tensor or None")
         _check.shape(layer, "reset", reset, tuple(x.shape[:-1]), "[T, *batch] of x")
     wanted, carry = (*x.shape[1:-1], width), []
-    for i, name in enumerate(names[2:], 2):
-        value = given[i] if len(given) > i else None
+    for name, value in zip(names, given, strict=True):
         if value is None:
             value = x.new_zeros(wanted)
         elif not isinstance(value, Tensor):

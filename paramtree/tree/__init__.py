@@ -13,14 +13,11 @@ from .algebra import map_with_path as map_with_path
 from .algebra import norm as norm
 from .algebra import ravel as ravel
 from .algebra import root as root
-from .algebra import stack as stack
-from .algebra import unstack as unstack
 from .algebra import vdot as vdot
 from .algebra import where as where
-from .algebra import with_axis as with_axis
-from .algebra import without_axis as without_axis
 from .arithmetic import add as add
 from .arithmetic import allclose as allclose
+from .arithmetic import cast as cast
 from .arithmetic import random_like as random_like
 from .arithmetic import scale as scale
 from .arithmetic import sub as sub
@@ -32,6 +29,13 @@ from .names import merge as merge
 from .names import partition as partition
 from .names import replace as replace
 from .names import select as select
+from .rows import concat as concat
+from .rows import drop as drop
+from .rows import stack as stack
+from .rows import take as take
+from .rows import unstack as unstack
+from .rows import with_axis as with_axis
+from .rows import without_axis as without_axis
 from .structure import Structure as Structure
 from .structure import as_tree as as_tree
 from .structure import entries as entries
@@ -48,3 +52,4 @@ from .structure import require_tree as require_tree
 from .structure import shared_batch_size as shared_batch_size
 from .structure import show_path as show_path
 from .structure import unflatten as unflatten
+from .structure import values as values

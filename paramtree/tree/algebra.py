@@ -1,16 +1,14 @@
-"""Trees as values: map, stack, ravel, norm, where."""
+"""Trees as values: map, ravel, norm, where."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase, is_non_tensor
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from .structure import (
     Structure,
-    as_tree,
-    entries,
     flatten,
     require_same,
     require_tree,
@@ -118,114 +116,6 @@ def paired(fn: str, left: Any, right: Any) -> tuple[list[Tensor], list[Tensor], 
             where = f"{show_path(structure.paths()[at])} of tree 1 has shape {tuple(y.shape)}"
             raise ValueError(f"{fn}: {where}, expected {tuple(x.shape)} (from tree 0)")
     return a, b, structure
-
-
-def stack(trees: Sequence[TensorDictBase]) -> TensorDict:
-    """One tree with a new leading batch axis, of trees with the same names and shapes.
-
-    Args:
-        trees: n of them, with batch sizes ``[*b]``, each sub-tree with its own.
-
-    Returns:
-        The tree, with batch sizes ``[n, *b]``.
-
-    Raises:
-        ValueError: there are none, or their names, shapes, batch sizes or data beside the tensors
-            differ.
-        TypeError: one isn't a tree, or leaves differ in dtype.
-    """
-    trees = list(trees)
-    if not trees:
-        raise ValueError("stack: no trees given, expected at least one")
-    columns, structure = aligned("stack", trees)
-    for index, (tree, column) in enumerate(zip(trees, columns, strict=True)):
-        for path, first, leaf in zip(structure.paths(), columns[0], column, strict=True):
-            text = f"stack: {show_path(path)} of tree {index}"
-            if leaf.shape != first.shape:
-                wanted = f"{tuple(first.shape)} (from tree 0)"
-                raise ValueError(f"{text} has shape {tuple(leaf.shape)}, expected {wanted}")
-            if leaf.dtype != first.dtype:
-                raise TypeError(f"{text} is {leaf.dtype}, expected {first.dtype} (from tree 0)")
-        _require_batch_sizes(index, trees[0], tree, ())
-    rows = [torch.stack(column) for column in zip(*columns, strict=True)]
-    return unflatten(with_axis(structure, len(trees)), rows)
-
-
-def _require_batch_sizes(index: int, first: Any, tree: Any, path: tuple[str, ...]) -> None:
-    if tree.batch_size != first.batch_size:
-        where = f"{show_path(path)} of tree {index}" if path else f"tree {index}"
-        sizes = f"{list(tree.batch_size)}, expected {list(first.batch_size)} (from tree 0)"
-        raise ValueError(f"stack: {where} has batch size {sizes}")
-    for name, value in entries(tree).items():
-        subtree, data = as_tree(value), is_non_tensor(value)
-        if subtree is not None:
-            _require_batch_sizes(index, as_tree(entries(first)[name]), subtree, (*path, name))
-        elif data and value.data != entries(first)[name].data:
-            wanted = f"{entries(first)[name].data!r} (from tree 0)"
-            text = f"{show_path((*path, name))} of tree {index} is {value.data!r}"
-            raise ValueError(f"stack: {text}, expected {wanted}")
-
-
-def unstack(tree: TensorDictBase) -> list[TensorDict]:
-    """Trees along the leading batch axis: the inverse of ``stack``.
-
-    Args:
-        tree: a tree with batch size ``[n, *b]``.
-
-    Returns:
-        n trees, views that carry gradient.
-
-    Raises:
-        ValueError: the tree has no batch axis.
-        TypeError: it isn't a tree.
-    """
-    require_tree("unstack", "tree", tree)
-    if not len(tree.batch_size):
-        raise ValueError(
-            "unstack: the tree has batch size [], expected a leading axis, as stack makes it"
-        )
-    leaves, structure = flatten(tree)
-    inner = without_axis(structure)
-    columns = [leaf.unbind(0) for leaf in leaves]
-    return [unflatten(inner, [column[i] for column in columns]) for i in range(tree.batch_size[0])]
-
-
-def with_axis(structure: Structure, size: int) -> Structure:
-    """Structure whose every batch size has one more leading axis.
-
-    Args:
-        structure: what ``flatten`` gave.
-        size: length of the axis.
-
-    Returns:
-        The structure.
-    """
-    return _rebatched(structure, lambda dims, new: [new, *dims], size)
-
-
-def without_axis(structure: Structure) -> Structure:
-    """Structure whose batch sizes lack their leading axis; one of ``[]`` stays.
-
-    Args:
-        structure: what ``flatten`` gave.
-
-    Returns:
-        The structure.
-    """
-    return _rebatched(structure, lambda dims, _: dims[1:], 0)
-
-
-def _rebatched(structure: Structure, change: Callable[..., Any], size: int) -> Structure:
-    """Structure with ``change(dims, new)`` for its batch sizes and the names of its dimensions."""
-    if not structure.children and structure.kind != "tree":
-        return structure
-    children = tuple([_rebatched(child, change, size) for child in structure.children])
-    sizes, dim_names = structure.batch_size, structure.dim_names
-    if structure.kind == "tree":
-        sizes = torch.Size(change(sizes, size))
-        dim_names = None if dim_names is None else change(dim_names, None)
-    kind, names, order = structure.kind, structure.names, structure.order
-    return Structure(kind, names, children, order, sizes, dim_names)
 
 
 def ravel(tree: TensorDictBase) -> tuple[Tensor, Callable[[Tensor], TensorDict]]:

@@ -1,4 +1,4 @@
-"""Trees as vectors: sums, multiples, zeros, random ones, and whether two are close."""
+"""Trees as vectors: sums, multiples, zeros, random ones, dtypes, and whether two are close."""
 
 from collections.abc import Callable
 from functools import reduce
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..rng import fold_in, normal
 from .algebra import paired
+from .names import Selection, matched
 from .structure import Structure, flatten, require_tree, show_path, unflatten
 
 
@@ -79,6 +80,40 @@ def scale(tree: TensorDictBase, factor: float | Tensor) -> TensorDict:
 def _in_dtype(factor: float | Tensor, leaf: Tensor) -> float | Tensor:
     """The factor, which must not widen a 0-d leaf."""
     return factor.to(leaf.dtype) if isinstance(factor, Tensor) else factor
+
+
+def cast(tree: TensorDictBase, dtype: torch.dtype, *selections: Selection) -> TensorDict:
+    """Tree in another float dtype, all of it or the leaves that a selection names.
+
+    Compute in bfloat16 over float32 masters, their gradient in float32:
+    ``grad(lambda p: loss(net(cast(p, torch.bfloat16), buffers, cast(batch, torch.bfloat16))))``.
+
+    Args:
+        tree: a tree; leaves that are not of a real float dtype stay as they are.
+        dtype: a real float dtype.
+        selections: as in ``select``, such as ``"policy.**"`` or a predicate of ``(path, leaf)``;
+            none for all leaves.
+
+    Returns:
+        The tree; it shares the leaves that had the dtype already, and carries gradient.
+
+    Raises:
+        ValueError: a selection matches nothing; the message lists the nearest names.
+        TypeError: it isn't a tree, the dtype isn't a real float one, or a selection is of another
+            kind.
+
+    Source: Micikevicius et al. (2018), "Mixed precision training", section 3.1.
+    """
+    require_tree("cast", "tree", tree)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"cast: dtype is {dtype!r}, expected a real float dtype")
+    leaves, structure = flatten(tree)
+    paths = structure.paths()
+    wanted = matched("cast", leaves, structure, selections) if selections else set(paths)
+    pairs = zip(paths, leaves, strict=True)
+    chosen = [path in wanted and leaf.is_floating_point() for path, leaf in pairs]
+    out = [x.to(dtype) if is_chosen else x for x, is_chosen in zip(leaves, chosen, strict=True)]
+    return unflatten(structure, out)
 
 
 def zeros_like(tree: TensorDictBase) -> TensorDict:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .structure import (
     Path,
+    Structure,
     as_tree,
     entries,
     flatten,
@@ -89,28 +90,48 @@ def _split(
     require_tree(fn, "tree", tree)
     if not selections:
         raise ValueError(f"{fn}: no selection given, expected patterns, paths or predicates")
-    leaves, structure = flatten(tree)
+    chosen, rest = _divide(tree, (), matched(fn, *flatten(tree), selections))
+    empty = rebuild(tree, {})
+    return (empty if chosen is None else chosen), (empty if rest is None else rest)
+
+
+def matched(
+    fn: str, leaves: Sequence[Tensor], structure: Structure, selections: Sequence[Any]
+) -> set[Path]:
+    """Paths of the leaves that any of the selections names.
+
+    Args:
+        fn: name of the function that was called, for the message.
+        leaves: of a tree.
+        structure: of the tree.
+        selections: as in ``select``.
+
+    Returns:
+        The paths.
+
+    Raises:
+        ValueError: a selection matches nothing.
+        TypeError: a selection is of another kind.
+    """
     known = structure.paths()
     wanted: set[Path] = set()
     for selection in selections:
         if callable(selection):
-            matched = {
+            found = {
                 path for path, leaf in zip(known, leaves, strict=True) if selection(path, leaf)
             }
-            if not matched:
+            if not found:
                 raise ValueError(f"{fn}: the predicate holds for none of {_list(known)}")
         else:
             pattern = parse_path(fn, selection)
             compare = _same if isinstance(selection, tuple) else _like
-            matched = {path for path in known if _matches(pattern, path, compare)}
-            if not matched:
+            found = {path for path in known if _matches(pattern, path, compare)}
+            if not found:
                 raise ValueError(
                     f"{fn}: {show_path(pattern)} matches nothing; {_nearest(known, pattern)}"
                 )
-        wanted |= matched
-    chosen, rest = _divide(tree, (), wanted)
-    empty = rebuild(tree, {})
-    return (empty if chosen is None else chosen), (empty if rest is None else rest)
+        wanted |= found
+    return wanted
 
 
 def _divide(tree: TensorDictBase, prefix: Path, wanted: set[Path]) -> tuple[Any, Any]:

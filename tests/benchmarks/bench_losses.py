@@ -13,16 +13,15 @@ The second form prints a table: how ``reverse_linear`` fares with either algorit
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import seconds
 from tensordict import TensorDict
 from tensordict.nn import (
     ProbabilisticTensorDictModule,
@@ -39,7 +38,6 @@ import losses
 
 SHAPES = ((256, 128), (4, 32))
 GAMMA, LMBDA = 0.99, 0.95
-REPEATS, SAMPLE_SECONDS = 25, 0.01
 RLAX = Path(__file__).with_name("rlax_losses.py")
 JAX_PYTHON = Path(__file__).parents[2] / ".venv-jax/bin/python"
 
@@ -61,7 +59,7 @@ class Comparison:
         right = {name: run for name, run in self.peers.items() if agree(run(), wanted)}
         if not right:
             raise AssertionError(f"{self.name}: no peer gives our gradients")
-        ours, *others = seconds([self.ours, *right.values()])
+        ours, *others = seconds([self.ours, *right.values()], 25, 0.01)
         peer, peer_name = min(zip(others, right, strict=True))
         return {
             "name": self.name,
@@ -79,24 +77,6 @@ def agree(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
         torch.allclose(x, y, rtol=1e-3, atol=1e-3 * float(y.abs().max()))
         for x, y in zip(found, wanted, strict=True)
     )
-
-
-def seconds(runs: Sequence[Run]) -> list[float]:
-    """Median of each, taken in turn, so that a drift of the machine's speed meets all."""
-    counts = []
-    for run in runs:
-        run()
-        start = time.perf_counter()
-        run()
-        counts.append(max(1, round(SAMPLE_SECONDS / (time.perf_counter() - start))))
-    samples: list[list[float]] = [[] for _ in runs]
-    for _ in range(REPEATS):
-        for run, count, sample in zip(runs, counts, samples, strict=True):
-            start = time.perf_counter()
-            for _ in range(count):
-                run()
-            sample.append((time.perf_counter() - start) / count)
-    return [statistics.median(sample) for sample in samples]
 
 
 class Steps:

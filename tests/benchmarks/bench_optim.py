@@ -11,10 +11,8 @@ the inner loss; TorchOpt's is by MetaAdam. All peers give our numbers, or the be
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 import torchopt
 from bench_meta_modes import peak_memory
+from measuring import Run, line, seconds
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -35,37 +34,8 @@ SIZES = {
 FUSED = {"12 leaves of 32x32": 1.0, "11M in 160": 1.1, "33M in 8": 1.1}
 NETWORKS = {(64, 32): 0.6, (256, 256): 1.0}  # width and batch, and the target for the time
 STEPS, LR = 10, 1e-3
-REPEATS, SAMPLE_SECONDS = 15, 0.05
 OPTAX = Path(__file__).with_name("optax_adam.py")
 JAX_PYTHON = Path(__file__).parents[2] / ".venv-jax/bin/python"
-
-Run = Callable[[], Any]
-
-
-def seconds(runs: Sequence[Run]) -> list[float]:
-    """Median of each, taken in turn, so that a drift of the machine's speed meets all."""
-    counts = []
-    for run in runs:
-        run()
-        start = time.perf_counter()
-        run()
-        counts.append(max(1, round(SAMPLE_SECONDS / (time.perf_counter() - start))))
-    samples: list[list[float]] = [[] for _ in runs]
-    for _ in range(REPEATS):
-        for run, count, sample in zip(runs, counts, samples, strict=True):
-            start = time.perf_counter()
-            for _ in range(count):
-                run()
-            sample.append((time.perf_counter() - start) / count)
-    return [statistics.median(sample) for sample in samples]
-
-
-def line(
-    name: str, ours: float, peer: float, peer_name: str, target: float, **more: Any
-) -> dict[str, Any]:
-    """What is printed."""
-    measured = {"name": name, "ours": ours, "peer": peer, "peer_name": peer_name}
-    return measured | {"ratio": ours / peer, "target": target} | more
 
 
 def require_close(name: str, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 import losses
-from paramtree import optim, rng, tree
+from paramtree import Model, optim, rng, tree
 
 D = torch.float64
 Key = str | tuple[str, ...]
@@ -154,6 +154,17 @@ def transform_case(
         return params(), grads(), number()
 
     return Case(f"optim.{name}", call, args, **options)
+
+
+def layer_case(name: str, layer: Model, x: Callable[[], Any], **options: Any) -> Case:
+    def args() -> tuple[Any, ...]:
+        leaves, structure = tree.flatten(layer.init(rng.key(0))[0])
+        return tree.unflatten(structure, [leaf.double() for leaf in leaves]), x()
+
+    def call(p: Any, x: Any) -> Any:
+        return layer.apply(p, layer.init(rng.key(0))[1], x)[0]
+
+    return Case(f"nn.{name}", call, args, **options)
 
 
 def params() -> TensorDict:

@@ -1,7 +1,6 @@
 """One row for each public function; ``losses_*.py`` and ``optim_*.py`` hold those of two rooms."""
 
 import importlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from paramtree import (
     compose,
     envs,
     meta,
-    model,
+    methods,
     nn,
     optim,
+    parallel,
     rng,
     td_model,
     tree,
@@ -28,31 +28,12 @@ from tests.contract.case import Case, D, draw, flags, params
 def rows(room: str) -> list[Any]:
     """The rows of all files of a room, in the order of their names."""
     files = sorted(Path(__file__).parent.glob(f"{room}_*.py"))
+    files = [file for file in files if room == "nn_module" or not file.stem.startswith("nn_module")]
     modules = [importlib.import_module(f"tests.contract.{file.stem}") for file in files]
     return [row for module in modules for row in module.ROWS]
 
 
 LOSSES = rows("losses")
-
-
-def layer_case(name: str, layer: model.Model, x: Callable[[], Any], **options: Any) -> Case:
-    def args() -> tuple[Any, ...]:
-        leaves, structure = tree.flatten(layer.init(rng.key(0))[0])
-        return tree.unflatten(structure, [leaf.double() for leaf in leaves]), x()
-
-    def call(p: Any, x: Any) -> Any:
-        return layer.apply(p, layer.init(rng.key(0))[1], x)[0]
-
-    return Case(f"nn.{name}", call, args, **options)
-
-
-def initializer_case(name: str, init: Callable[..., torch.Tensor]) -> Case:
-    fn = partial(_initialized, init)
-    return Case(f"nn.{name}", fn, lambda: (rng.key(3),), smooth=0)
-
-
-def _initialized(init: Callable[..., torch.Tensor], key: torch.Tensor) -> torch.Tensor:
-    return init(key, (4, 3), D)
 
 
 # ------------------------------------------------------------------------------------- trajectories
@@ -146,6 +127,9 @@ def a2c_step(hyper: TensorDict, params: TensorDict) -> TensorDict:
 LIFE = life()
 SEEN = play(LIFE, rng.key(3))[2]
 NET = compose(net=td_model(nn.linear(3, 2), "x", "y"))
+PARTS = {"encoder": nn.mlp(3, 4, 2, activation=torch.tanh), "decoder": nn.linear(2, 3)}
+CODEC = methods(PARTS, encode="encoder", both=["encoder", "decoder"])
+EYES = parallel(nn.linear(3, 2), {"x": "y", "next.x": "next.y"})
 
 
 def net_args() -> tuple[Any, ...]:
@@ -177,7 +161,12 @@ CASES = [
         lambda: (params(),),
         covers=("tree.as_tree",),
     ),
-    Case("tree.entries", lambda p: tree.entries(p), lambda: (params(),)),
+    Case(
+        "tree.entries",
+        lambda p: (tree.entries(p), tree.values(p, ["policy", "meta"])),
+        lambda: (params(),),
+        covers=("tree.values",),
+    ),
     Case(
         "tree.flatten",
         lambda p: tree.flatten(p)[0],
@@ -209,6 +198,19 @@ CASES = [
     ),
     Case("tree.stack", lambda p, q: tree.stack([p, q]), lambda: (params(), params())),
     Case("tree.unstack", lambda p: tree.unstack(tree.stack([p, p])), lambda: (params(),)),
+    Case("tree.take", lambda p: tree.take(p, [1, 0, 1]), lambda: (params(),)),
+    Case("tree.drop", lambda p: tree.drop(p, [0]), lambda: (params(),)),
+    Case(
+        "tree.concat",
+        lambda p, q: tree.concat([p["policy"], q["policy"]]),
+        lambda: (params(), params()),
+    ),
+    Case(
+        "tree.cast",
+        lambda p: tree.cast(p, torch.float32, "policy.w"),
+        lambda: (params(),),
+        smooth=0,  # central differences see the rounding: test_cast has the gradient
+    ),
     Case("tree.ravel", lambda p: tree.ravel(p)[0].sin(), lambda: (params(),)),
     Case("tree.norm", tree.norm, lambda: (params(),), inductor=True),
     Case("tree.vdot", tree.vdot, lambda: (params(), params())),
@@ -237,6 +239,16 @@ CASES = [
         "model.with_next",
         lambda p, td: with_next(NET)(p, NET.init(rng.key(0))[1], td)["next", "y"],
         net_args,
+    ),
+    Case(
+        "model.methods",
+        lambda p, td: CODEC.both(p, CODEC.init(rng.key(0))[1], td["x"]),
+        lambda: (double(CODEC.init(rng.key(0))[0]), net_args()[1]),
+    ),
+    Case(
+        "model.parallel",
+        lambda p, td: EYES(p, EYES.init(rng.key(0))[1], td)["next", "y"],
+        lambda: (double(EYES.init(rng.key(0))[0]), net_args()[1]),
     ),
     # derivatives
     Case("autodiff.grad", autodiff.grad(square), lambda: (draw("x", 3),)),
@@ -294,28 +306,9 @@ CASES = [
     Case("rng.randint", lambda k: rng.randint(k, (5,), 0, 7), lambda: (rng.key(1),), smooth=0),
     Case("rng.permutation", lambda k: rng.permutation(k, 5), lambda: (rng.key(1),), smooth=0),
     Case("rng.philox4x32", rng.philox4x32, lambda: (torch.arange(4), torch.arange(2)), smooth=0),
-    # layers
-    layer_case("linear", nn.linear(3, 2), lambda: draw("x", 4, 3), inductor=True),
-    layer_case(
-        "mlp", nn.mlp(3, 5, 2, activation=torch.tanh), lambda: draw("x", 4, 3), inductor=True
-    ),
-    layer_case("sequential", nn.sequential(nn.linear(3, 2), torch.tanh), lambda: draw("x", 4, 3)),
-    layer_case("embedding", nn.embedding(5, 2), lambda: torch.tensor([1, 4, 0])),
-    layer_case("table", nn.table(5, 2), lambda: (torch.tensor([1, 4, 0]), torch.tensor([0, 3, 9]))),
-    layer_case("lstm", nn.lstm(3, 4), lambda: (draw("x", 5, 2, 3), flags("r", 5, 2))),
-    layer_case("gru", nn.gru(3, 4, reverse=True), lambda: (draw("x", 5, 2, 3), flags("r", 5, 2))),
-    *[
-        initializer_case(name, init)
-        for name, init in {
-            "constant": nn.constant(0.5),
-            "normal": nn.normal(),
-            "orthogonal": nn.orthogonal(),
-            "truncated_normal": nn.truncated_normal(),
-            "uniform": nn.uniform(0.5),
-            "variance_scaling": nn.variance_scaling(),
-            "zeros": nn.zeros,
-        }.items()
-    ],
+    # layers, and torch's own modules
+    *rows("nn"),
+    *rows("nn_module"),
     # optimizers
     *rows("optim"),
     # environments
@@ -344,6 +337,7 @@ CASES = [
         vmapped=HOST,
         compiled=HOST,
     ),
+    *rows("envs"),
     *[row if isinstance(row, Case) else row.case() for row in LOSSES],
     # learning to learn
     Case(
@@ -432,6 +426,12 @@ NOT_NUMBERS = {
     "tree.require_same",
     "tree.require_tree",
     "tree.shared_batch_size",
+    "model.located",
+    "model.require_key",
+    "model.require_model",
+    "display.Row",  # text: see test_display
+    "display.Summary",
+    "display.summary",
     "checkpoint.save",  # files: see test_checkpoint
     "checkpoint.load",
     "checkpoint.load_metadata",

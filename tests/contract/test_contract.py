@@ -15,7 +15,7 @@ from paramtree import tree
 from paramtree.autodiff import check_grads, grad, vmap
 from tests.contract.cases import CASES, NOT_NUMBERS
 
-ROOMS = "tree model autodiff rng nn optim envs meta checkpoint losses".split()
+ROOMS = "tree model autodiff rng nn nn_module optim envs meta checkpoint display losses".split()
 ids = [case.name for case in CASES]
 
 

@@ -1,64 +1,16 @@
-"""The contract: a model is a pair of pure functions, at every scale.
+"""Models of TensorDicts, made of layers and of one another."""
 
-    init(key) -> (params, buffers)
-    apply(params, buffers, batch) -> (out, buffers)
-
-A layer takes a tensor or a tuple of tensors and gives a tensor or a tuple. A model takes a
-TensorDict and gives a new one with the batch's entries and its own. There are two ways up:
-``td_model`` makes a model of a layer, and ``compose`` runs named models in order and nests their
-parameters by those names. Nothing is owned and nothing is
-written: parameters come in from outside, non-leaf tensors of an outer graph included, and buffers
-come back.
-"""
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from . import rng, tree
+from .. import tree
+from .contract import Model, require_model
 
 Key = str | tuple[str, ...]
 Keys = Key | list[Key]
-
-
-class Model(NamedTuple):
-    """A pair of pure functions, ``init(key)`` and ``apply(params, buffers, batch)``.
-
-    Calling the pair, ``model(params, buffers, batch)``, is ``apply(...)[0]`` for models that leave
-    their buffers as they are.
-    """
-
-    init: Callable[[Tensor], tuple[TensorDict, TensorDict]]
-    apply: Callable[[Any, Any, Any], tuple[Any, Any]]
-
-    def __call__(self, params: Any, buffers: Any, batch: Any) -> Any:
-        """Output alone, of a model that leaves its buffers as they are.
-
-        Args:
-            params: parameters, as ``init`` makes them.
-            buffers: buffers, as ``init`` makes them.
-            batch: a TensorDict, or a layer's tensors.
-
-        Returns:
-            ``apply(params, buffers, batch)[0]``.
-
-        Raises:
-            ValueError: the buffers that came back are not the ones given, and would be lost.
-        """
-        out, after = self.apply(params, buffers, batch)
-        if after is not buffers:
-            old, structure = tree.flatten(buffers)
-            fresh, other = tree.flatten(after)
-            tree.require_same("model", ("the buffers", structure), ("what came back", other))
-            rows = zip(structure.paths(), old, fresh, strict=True)
-            changed = [tree.show_path(path).strip("'") for path, a, b in rows if a is not b]
-            if changed:
-                raise ValueError(
-                    f"model: this model updates its buffers ({', '.join(changed)}); use apply"
-                )
-        return out
 
 
 def td_model(layer: Model, in_keys: Keys, out_keys: Keys) -> Model:
@@ -76,17 +28,18 @@ def td_model(layer: Model, in_keys: Keys, out_keys: Keys) -> Model:
     Raises:
         TypeError: the layer isn't a pair of functions, or a key is neither text nor a tuple of
             names; when applied, the batch isn't a tree, or an output isn't a tensor.
-        ValueError: when applied, a key is missing from the batch, or an output does not begin with
-            the batch size.
+        ValueError: out_keys names one key twice; when applied, a key is missing from the batch, or
+            an output does not begin with the batch size.
     """
-    _require_model("td_model", "layer", layer)
+    require_model("td_model", "layer", layer)
     reads, writes = _keys("in_keys", in_keys), _keys("out_keys", out_keys)
+    _require_once("td_model", writes)
 
     def apply(
         params: TensorDict, buffers: TensorDict, batch: TensorDictBase
     ) -> tuple[TensorDict, TensorDict]:
         tree.require_tree("td_model", "batch", batch)
-        inputs = [_get(batch, key) for key in reads]
+        inputs = [_get("td_model", batch, key) for key in reads]
         single = not isinstance(in_keys, list)
         out, buffers = layer.apply(params, buffers, inputs[0] if single else tuple(inputs))
         outputs = (out,) if not isinstance(out_keys, list) else out
@@ -95,7 +48,7 @@ def td_model(layer: Model, in_keys: Keys, out_keys: Keys) -> Model:
             raise ValueError(
                 f"td_model: the layer gave {got}, expected {len(writes)} outputs (from out_keys)"
             )
-        return _written(batch, dict(zip(writes, outputs, strict=True))), buffers
+        return _written("td_model", batch, dict(zip(writes, outputs, strict=True))), buffers
 
     return Model(layer.init, apply)
 
@@ -109,19 +62,17 @@ def _keys(argument: str, keys: Keys) -> list[tuple[str, ...]]:
     return found
 
 
-def _get(batch: TensorDictBase, key: tuple[str, ...]) -> Any:
+def _get(fn: str, batch: TensorDictBase, key: tuple[str, ...]) -> Any:
     value: Any = batch
     for name in key:
         if not isinstance(value, TensorDictBase) or name not in value.keys():
             known = ", ".join(tree.show_path(path) for path in tree.paths(batch)) or "none"
-            raise ValueError(
-                f"td_model: the batch has no {tree.show_path(key)}; its keys are {known}"
-            )
+            raise ValueError(f"{fn}: the batch has no {tree.show_path(key)}; its keys are {known}")
         value = value.get(name)
     return value
 
 
-def _written(batch: TensorDictBase, outputs: dict[tuple[str, ...], Tensor]) -> TensorDict:
+def _written(fn: str, batch: TensorDictBase, outputs: dict[tuple[str, ...], Tensor]) -> TensorDict:
     """New locked tree with the batch's entries and the outputs, missing sub-trees made."""
     size = batch.batch_size
     top = {name: _locked(v) for name, v in tree.entries(batch).items()}
@@ -129,85 +80,70 @@ def _written(batch: TensorDictBase, outputs: dict[tuple[str, ...], Tensor]) -> T
         if not isinstance(value, Tensor | TensorDictBase):
             kind = type(value).__name__
             raise TypeError(
-                f"td_model: the output for {tree.show_path(key)} is a {kind}, expected a tensor"
+                f"{fn}: the output for {tree.show_path(key)} is a {kind}, expected a tensor"
             )
         if value.shape[: len(size)] != size:
             shape = f"{tuple(value.shape)}, expected it to begin with {list(size)} (the batch size)"
-            raise ValueError(f"td_model: the output for {tree.show_path(key)} has shape {shape}")
+            raise ValueError(f"{fn}: the output for {tree.show_path(key)} has shape {shape}")
         if len(key) == 1:
             top[key[0]] = _locked(value)
         else:
             inner = top.get(key[0], tree.rebuild(batch, {}))
             if not isinstance(inner, TensorDictBase):
                 text = f"{tree.show_path(key)}, but {key[0]!r} is a leaf of the batch"
-                raise ValueError(f"td_model: out_keys has {text}")
-            top[key[0]] = _written(inner, {key[1:]: value})
+                source = "out_keys has" if fn == "td_model" else "inputs have"
+                raise ValueError(f"{fn}: {source} {text}")
+            top[key[0]] = _written(fn, inner, {key[1:]: value})
     return tree.rebuild(batch, top)
 
 
-def compose(**models: Model) -> Model:
-    """Model that runs named models in order, each on the output of those before it.
+def parallel(model: Model, inputs: Sequence[str] | Mapping[str, str]) -> Model:
+    """Model that runs one model on each of several named inputs, with the same parameters.
+
+    >>> import torch
+    >>> from paramtree import nn, rng
+    >>> eyes = parallel(nn.mlp(8, 16, 3), {"left": "left_code", "right": "right_code"})
+    >>> params, buffers = eyes.init(rng.key(0))
+    >>> batch = TensorDict({"left": torch.ones(5, 8), "right": torch.zeros(5, 8)}, [5])
+    >>> eyes(params, buffers, batch)["right_code"].shape
+    torch.Size([5, 3])
 
     Args:
-        models: the models; ``compose(actor=..., critic=...)`` nests params and buffers as
-            ``params["actor"]``.
+        model: a layer, for inputs that are tensors, or a model, for inputs that are trees.
+        inputs: names of the inputs in the batch, each replaced by the model's output; or for each
+            of them the name that the output is written to. The model runs in this order, and each
+            run sees the buffers that the one before it left.
 
     Returns:
-        The model. Each part's key is ``fold_in(key, name)``, so a new part leaves its siblings'
-        values alone.
+        The model, from a TensorDict to a TensorDict; params and buffers are the model's own.
 
     Raises:
-        ValueError: there are none, or, when applied, params or buffers lack a part's name.
-        TypeError: a part isn't a pair of functions.
+        TypeError: the model isn't a pair of functions, or a name isn't text; when applied, the
+            batch isn't a tree.
+        ValueError: there are no inputs, or two outputs have one name; when applied, an input is
+            missing, or an output does not begin with the batch size.
     """
-    if not models:
-        raise ValueError(
-            "compose: no models given, expected named ones, such as compose(actor=..., critic=...)"
-        )
-    for name, model in models.items():
-        _require_model("compose", name, model)
-
-    def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
-        parts = {name: model.init(rng.fold_in(key, name)) for name, model in models.items()}
-        params = {name: tree.lock(part[0]) for name, part in parts.items()}
-        return tree.new(params), tree.new(
-            {name: tree.lock(part[1]) for name, part in parts.items()}
-        )
+    require_model("parallel", "model", model)
+    names = dict(inputs) if isinstance(inputs, Mapping) else {name: name for name in inputs}
+    if not names or len(names) < len(inputs):
+        raise ValueError(f"parallel: inputs are {inputs!r}, expected one name at least, each once")
+    paths = {
+        tree.parse_path("parallel", name): tree.parse_path("parallel", out)
+        for name, out in names.items()
+    }
+    _require_once("parallel", list(paths.values()))
 
     def apply(
         params: TensorDict, buffers: TensorDict, batch: TensorDictBase
     ) -> tuple[TensorDict, TensorDict]:
-        for argument, value in (("params", params), ("buffers", buffers)):
-            _require_parts(argument, value, models)
-        after = {}
-        out: Any = batch
-        for name, model in models.items():
-            out, after[name] = model.apply(params.get(name), buffers.get(name), out)
-        if all([after[name] is buffers.get(name) for name in models]):
-            return out, buffers
-        kept = {name: tree.lock(part) for name, part in after.items()}
-        return out, tree.new(kept, buffers.batch_size)
+        tree.require_tree("parallel", "batch", batch)
+        outputs = {}
+        for name, out in paths.items():
+            value = _get("parallel", batch, name)
+            outputs[out], buffers = model.apply(params, buffers, value)
+        return _written("parallel", batch, outputs), buffers
 
-    return Model(init, apply)
-
-
-def _require_model(fn: str, argument: str, value: Any) -> None:
-    if not (isinstance(value, tuple) and len(value) == 2 and all(map(callable, value))):
-        kind = type(value).__name__
-        raise TypeError(f"{fn}: {argument} is a {kind}, expected a Model(init, apply)")
-
-
-def _require_parts(argument: str, value: Any, models: dict[str, Model]) -> None:
-    tree.require_tree("compose", argument, value)
-    missing, extra = (
-        [n for n in models if n not in value.keys()],
-        [n for n in value.keys() if n not in models],
-    )
-    if missing or extra:
-        lacks = f"{argument} lack {', '.join(missing)}" if missing else ""
-        more = f"{argument} also hold {', '.join(extra)}" if extra else ""
-        text = "; ".join([part for part in (lacks, more) if part])
-        raise ValueError(f"compose: {text}; the models are {', '.join(models)}")
+    return Model(model.init, apply)
 
 
 def with_next(model: Model) -> Model:
@@ -271,6 +207,13 @@ def _require_alike(now: TensorDict, following: TensorDict) -> None:
                 f"with_next: {tree.show_path(('next', *path))} is {b.dtype} of shape "
                 f"{tuple(b.shape)}, expected {wanted}"
             )
+
+
+def _require_once(fn: str, keys: Sequence[tuple[str, ...]]) -> None:
+    """Refuse keys that are written twice."""
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{fn}: {tree.show_path(key)} is written by two outputs, expected one")
 
 
 def _locked(value: Any) -> Any:

@@ -1,0 +1,34 @@
+"""What the benchmarks measure with: medians of interleaved runs, and the line that they print."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Run = Callable[[], Any]
+
+
+def seconds(runs: Sequence[Run], repeats: int = 15, sample_seconds: float = 0.05) -> list[float]:
+    """Median of each, taken in turn, so that a drift of the machine's speed meets all."""
+    counts = []
+    for run in runs:
+        run()
+        start = time.perf_counter()
+        run()
+        counts.append(max(1, round(sample_seconds / (time.perf_counter() - start))))
+    samples: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeats):
+        for run, count, sample in zip(runs, counts, samples, strict=True):
+            start = time.perf_counter()
+            for _ in range(count):
+                run()
+            sample.append((time.perf_counter() - start) / count)
+    return [statistics.median(sample) for sample in samples]
+
+
+def line(
+    name: str, ours: float, peer: float, peer_name: str, target: float | None, **more: Any
+) -> dict[str, Any]:
+    """What is printed; a comparison without a target is for information."""
+    measured = {"name": name, "ours": ours, "peer": peer, "peer_name": peer_name}
+    return measured | {"ratio": ours / peer, "target": target} | more
