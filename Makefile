@@ -3,7 +3,7 @@
 # make demo       meta-trains a learned policy gradient on grid worlds; results in runs/demo
 # make test       the tests, without those marked slow; make test-all runs every one
 # make lint       ruff and pyright
-# make fixtures   records the numbers of rlax and optax in tests/data, which the tests compare with
+# make fixtures   records the numbers of JAX's libraries in tests/data, which the tests compare with
 # make bench      tests/benchmarks, each against its target
 # make notebooks  executes the notebooks
 #
@@ -16,7 +16,7 @@ BIN := .venv/bin
 EXTRAS := cli,gymnasium,torchrl,torchopt,test
 MODULES := torch tensordict optree matplotlib rich safetensors tyro gymnasium torchrl torchopt \
            ipykernel nbclient numpy pyright pytest ruff paramtree losses
-JAX_MODULES := jax jaxlib optax rlax flax
+JAX_MODULES := jax jaxlib optax rlax flax haiku equinox
 
 .PHONY: .venv .venv-jax demo test test-all lint fixtures bench notebooks
 
@@ -44,6 +44,8 @@ fixtures: .venv-jax
 	.venv-jax/bin/python tests/fixtures/rlax.py
 	.venv-jax/bin/python tests/fixtures/optax.py
 	.venv-jax/bin/python tests/fixtures/optax_schedules.py
+	.venv-jax/bin/python tests/fixtures/flax_layers.py
+	.venv-jax/bin/python tests/fixtures/sequence_layers.py
 
 bench: .venv
 	@status=0; for file in tests/benchmarks/bench_*.py; do \

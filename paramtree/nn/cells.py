@@ -1,9 +1,12 @@
-"""The two gated cells, each as a plain loop, a forward kernel and a backward kernel.
+"""The recurrent cells, each as a plain loop, a forward kernel and a backward kernel.
 
 Equations, symbols and shapes are those of ``recurrent.py`` and ``unroll.py``. The kernels run on
 plain tensors and write in place on buffers that they made; what a loop computes in one line is the
 reference for its kernel, and the tests hold the two together.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -212,5 +215,88 @@ def _lstm_backward(
     return dx, outer(d_gates, x), d_weight_hh, d_bias, d_bias.clone(), dh, dc
 
 
+def _rnn(
+    function: Callable[[Tensor], Tensor],
+    function_: Callable[[Tensor], Tensor],
+    slope: Callable[[Tensor, Tensor, Tensor], Any],
+) -> Cell:
+    """The cell of a function; `slope(dh, h, d)` writes dh times the function's slope into d."""
+
+    def loop(
+        x: Tensor,
+        reset: Tensor | None,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor,
+        bias_hh: Tensor,
+        h: Tensor,
+        *,
+        reverse: bool,
+    ) -> _Tensors:
+        projected, outputs = project(x, weight_ih, bias_ih + bias_hh), []
+        for t in steps(x.shape[1], reverse):
+            h = cleared(h, reset, t)
+            h = function(torch.baddbmm(projected[:, t], h, weight_hh.mT))
+            outputs.append(h)
+        return (torch.stack(outputs[::-1] if reverse else outputs, 1),)
+
+    def forward(
+        x: Tensor,
+        reset: Tensor | None,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor,
+        bias_hh: Tensor,
+        h: Tensor,
+        *,
+        reverse: bool,
+    ) -> _Tensors:
+        """Keeps nothing: the output says it all."""
+        out, weight = project(x, weight_ih, bias_ih + bias_hh), weight_hh.mT
+        for t in steps(x.shape[1], reverse):
+            h = function_(out[:, t].baddbmm_(cleared(h, reset, t), weight))
+        empty = (*x.shape[:3], 0)
+        return out, x.new_empty(empty), x.new_empty(empty)
+
+    def backward(
+        reverse: bool,
+        needs: _Needs,
+        grads: _Tensors,
+        x: Tensor,
+        reset: Tensor | None,
+        weights: _Tensors,
+        carry: _Tensors,
+        out: Tensor,
+        *_: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        (weight_ih, weight_hh), (out_grad,), length = weights[:2], grads, x.shape[1]
+        d_gates, dh = torch.empty_like(out), torch.zeros_like(carry[0])
+        for t in steps(length, not reverse):
+            slope(dh.add_(out_grad[:, t]), out[:, t], d_gates[:, t])
+            torch.bmm(d_gates[:, t], weight_hh, out=dh)
+            if reset is not None:
+                dh.masked_fill_(reset[:, t].unsqueeze(-1), 0.0)
+        dx = input_grad(d_gates, weight_ih) if needs[0] else None
+        if not needs[1]:
+            return dx, None, None, None, None, dh
+        d_bias = d_gates.sum((1, 2))
+        d_weight_hh = outer(d_gates, before(carry[0], out, reset, reverse))
+        return dx, outer(d_gates, x), d_weight_hh, d_bias, d_bias.clone(), dh
+
+    return Cell(1, 1, loop, forward, backward)
+
+
+def _tanh_slope(dh: Tensor, h: Tensor, d: Tensor) -> None:
+    _aten.tanh_backward.grad_input(dh, h, grad_input=d)
+
+
+def _relu_slope(dh: Tensor, h: Tensor, d: Tensor) -> None:
+    _aten.threshold_backward.grad_input(dh, h, 0.0, grad_input=d)
+
+
+RNN = {
+    "tanh": _rnn(torch.tanh, torch.tanh_, _tanh_slope),
+    "relu": _rnn(torch.relu, torch.relu_, _relu_slope),
+}
 GRU = Cell(3, 1, _gru_loop, _gru_forward, _gru_backward)
 LSTM = Cell(4, 2, _lstm_loop, _lstm_forward, _lstm_backward)

@@ -78,14 +78,14 @@ def sequential(*layers: Layer, **named: Layer) -> Model:
         own, old = _level("params", params, known), _level("buffers", buffers, known)
         new = {}
         for name, layer, model in steps:
-            if model is None:
-                x = layer(x)  # pyright: ignore[reportCallIssue]
-                continue
-            given = old.get(name, _EMPTY)
+            given = after = old.get(name, _EMPTY)
             try:
-                x, after = model.apply(own.get(name, _EMPTY), given, x)
+                if model is None:
+                    x = layer(x)  # pyright: ignore[reportCallIssue]
+                else:
+                    x, after = model.apply(own.get(name, _EMPTY), given, x)
             except (TypeError, ValueError) as error:
-                if name not in own and type(error) is ValueError:
+                if model is not None and name not in own and type(error) is ValueError:
                     raise ValueError(f"sequential: params lack {name}, or {error}") from error
                 located(error, name)
                 raise

@@ -70,12 +70,12 @@ def unroll(
             return unroll(cell, x, reset, weights, carry, reverse)
     if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
         return cell.loop(x, reset, *weights, *carry, reverse=reverse)
-    if _is_final((x, *weights, *carry)):
+    if is_final((x, *weights, *carry)):
         return cell.forward(x, reset, *weights, *carry, reverse=reverse)[: cell.carries]
     return _Unroll.apply(cell, reverse, x, reset, *weights, *carry)[: cell.carries]
 
 
-def _is_final(tensors: Sequence[Tensor]) -> bool:
+def is_final(tensors: Sequence[Tensor]) -> bool:
     """Whether nothing is to be differentiated or mapped: then the kernel alone will do."""
     if maybe_current_level() is not None:
         return False

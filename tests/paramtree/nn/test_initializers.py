@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from paramtree import rng
 from paramtree.nn import (
     constant,
+    identity,
     normal,
     orthogonal,
     truncated_normal,
@@ -105,8 +106,47 @@ def test_orthogonal_is_uniform():
     assert abs(drawn[:, 0, 0].sign().mean()) < 5 / math.sqrt(4000)
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (4, 2), (2, 4)], ids=str)
+def test_identity_of_a_matrix_is_torchs(shape):
+    assert torch.equal(identity(2.5)(KEY, shape, DOUBLE), 2.5 * torch.eye(*shape, dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3), (4, 2, 5, 1), (2, 4, 3, 5, 7)], ids=str)
+def test_identity_of_an_odd_kernel_is_torchs_dirac(shape):
+    expected = torch.nn.init.dirac_(torch.empty(shape, dtype=DOUBLE))
+    assert torch.equal(identity()(KEY, shape, DOUBLE), expected)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4])
+def test_identity_leaves_what_is_convolved(kernel):
+    x = rng.normal(KEY, (2, 3, 6), dtype=DOUBLE)
+    weight = identity()(KEY, (3, 3, kernel), DOUBLE)
+    before = (kernel - 1) // 2
+    padded = torch.nn.functional.pad(x, (before, kernel - 1 - before))
+    assert torch.equal(torch.nn.functional.conv1d(padded, weight), x)
+
+
+TORCHS = [  # torch.nn.init's functions, and what variance_scaling calls them
+    (lambda w: torch.nn.init.kaiming_uniform_(w, nonlinearity="relu"), 2.0, "fan_in", "uniform"),
+    (lambda w: torch.nn.init.kaiming_normal_(w, mode="fan_out"), 2.0, "fan_out", "normal"),
+    (lambda w: torch.nn.init.xavier_uniform_(w, gain=1.5), 1.5**2, "fan_avg", "uniform"),
+    (lambda w: torch.nn.init.xavier_normal_(w), 1.0, "fan_avg", "normal"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(TORCHS)))
+def test_variance_scaling_is_torchs_kaiming_and_xavier(case):
+    fill, *options = TORCHS[case]
+    torch.manual_seed(0)
+    theirs = fill(torch.empty(40, 60, 3, 5))
+    ours = variance_scaling(*options)(KEY, (40, 60, 3, 5))
+    assert_close(ours.std(), theirs.std(), rtol=0.02, atol=0)
+    if options[-1] == "uniform":
+        assert_close(ours.abs().max(), theirs.abs().max(), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize(
-    "maker", [constant, uniform, normal, truncated_normal, variance_scaling, orthogonal]
+    "maker", [constant, identity, uniform, normal, truncated_normal, variance_scaling, orthogonal]
 )
 def test_scales_may_be_tensors_with_a_gradient(maker):
     def total(scale):
@@ -122,6 +162,7 @@ REFUSED = [
     (lambda: variance_scaling(mode="fan"), "variance_scaling: mode is 'fan'"),
     (lambda: variance_scaling(distribution="cauchy"), "distribution is 'cauchy'"),
     (lambda: variance_scaling()(KEY, (3,)), r"variance_scaling: shape is \(3,\)"),
+    (lambda: identity()(KEY, (3,)), r"identity: shape is \(3,\)"),
     (lambda: orthogonal()(KEY, (3,)), r"orthogonal: shape is \(3,\)"),
     (lambda: normal(-1.0)(KEY, (3,)), "normal: std is -1.0"),
 ]
