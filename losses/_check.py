@@ -120,9 +120,14 @@ def check_scalar(
 
 
 def check_broadcast(
-    function: str, name: str, value: Any, shape: torch.Size, source: str, wanted: str
+    function: str,
+    name: str,
+    value: Any,
+    shape: torch.Size,
+    source: str,
+    wanted: Callable[[torch.Size], Any] = tuple,
 ) -> None:
-    """Raises if the tensor ``value`` does not broadcast to ``shape``."""
+    """Raises if the tensor ``value`` does not broadcast to ``shape``, which ``wanted`` shows."""
     if isinstance(value, Tensor) and value.shape != shape and value.dim():
         fits = value.dim() <= len(shape) and all(
             n in (1, m) for n, m in zip(reversed(value.shape), reversed(shape), strict=False)
@@ -130,7 +135,7 @@ def check_broadcast(
         if not fits:
             raise ValueError(
                 f"{function}: {name} has shape {tuple(value.shape)}, expected one that broadcasts "
-                f"to {wanted} (from {source})"
+                f"to {wanted(shape)} (from {source})"
             )
 
 
@@ -146,13 +151,13 @@ def check_hyper(
 ) -> None:
     """Raises if ``value`` is no number in [low, high], or a tensor that does not broadcast."""
     check_real(function, name, value, low, high)
-    check_broadcast(function, name, value, shape, source, str(wanted(shape)))
+    check_broadcast(function, name, value, shape, source, wanted)
 
 
 def check_divisor(function: str, name: str, value: Any, shape: torch.Size, source: str) -> None:
     """As ``check_hyper``, of a number above 0."""
     check_positive(function, name, value)
-    check_broadcast(function, name, value, shape, source, str(tuple(shape)))
+    check_broadcast(function, name, value, shape, source)
 
 
 def check_order(

@@ -412,7 +412,7 @@ def _check_normal(function: str, loc: Tensor, scale: Tensor) -> torch.Size:
     check_float(function, "scale", scale)
     if not shape:
         raise ValueError(f"{function}: loc has shape (), expected [*B, D]")
-    check_broadcast(function, "scale", scale, shape, "loc", batch_first(shape))
+    check_broadcast(function, "scale", scale, shape, "loc", batch_first)
     if not no_data(scale) and bool((scale <= 0).any()):
         raise ValueError(f"{function}: scale holds numbers that are not above 0, expected positive")
     return shape

@@ -96,7 +96,7 @@ def reverse_linear(
         raise ValueError(
             f"{name}: b has shape {tuple(b.shape)}, expected [T, *batch] with T of at least 1"
         )
-    check_broadcast(name, "last", last, shape[1:], "b", f"[*batch] = {tuple(shape[1:])}")
+    check_broadcast(name, "last", last, shape[1:], "b", lambda size: f"[*batch] = {tuple(size)}")
     return solve(a, b, last, shape, method)
 
 

@@ -25,7 +25,9 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0) -> Callabl
             does not depend on the mapped arguments as it is, names say it for each sub-tree.
 
     Returns:
-        The function; trees that it returns have the axis in front of every batch size.
+        The function; trees that it returns have the axis in front of every batch size. In compiled
+        code other sizes of the axis share one graph, but where torch's rule for an operation, such
+        as gather, fixes the size.
 
     Raises:
         ValueError: when called, nothing is mapped, sizes differ, or in_dims doesn't fit the

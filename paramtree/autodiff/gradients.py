@@ -30,7 +30,8 @@ def grad(
     Returns:
         Function of the same arguments that gives the gradient, of the argument's structure (a tuple
         of them for a tuple of ``argnums``), zero for leaves without influence; ``(gradient, aux)``
-        with ``has_aux``.
+        with ``has_aux``. In compiled code a Python number that ``fn`` alone reads is a constant,
+        and another one compiles again; a tensor is data.
 
     Raises:
         ValueError: when called, ``fn`` did not return a scalar, or there is no such argument, or
@@ -196,7 +197,7 @@ def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
 
 
 def _slopes(value: Tensor, inputs: list[Tensor], keep: bool) -> Sequence[Tensor | None]:
-    """``torch.autograd.grad`` of a real scalar, without its checks where nothing listens to them."""
+    """``torch.autograd.grad`` of a real scalar, without its checks where nothing listens."""
     if torch._C._len_torch_function_stack() or type(value) is not Tensor:
         return torch.autograd.grad(value, inputs, create_graph=keep, allow_unused=True)
     ones = torch.ones_like(value)

@@ -24,6 +24,7 @@ from ..autodiff import vmap
 from ..envs import Env
 from ..model import Model
 from ..optim import Transform
+from ..rng.philox import is_plain
 from .inner_loop import inner_loop
 from .update_rule import UpdateRule
 
@@ -95,6 +96,8 @@ def births(
     if n < 1:
         raise ValueError(f"births: n is {n}, expected at least 1")
     agents = vmap(partial(birth, habitat, rule))(rng.split(key, n))
+    # laid out as later states are, so that a compiled step is compiled once
+    agents = tree.map(torch.Tensor.contiguous, agents)
     if not stagger:
         return agents
     ages = torch.arange(n, device=key.device) * habitat.lifetime // n
@@ -107,13 +110,14 @@ def renew(agents: TensorDict, lifetime: int, born: Callable[[], TensorDict]) -> 
     Args:
         agents: their states, of batch size ``[n]``.
         lifetime: updates in a life.
-        born: gives n new agents; called only where some agent is at its end.
+        born: gives n new agents; called only where some agent is at its end, but always in compiled
+            code and under transforms, where nobody can look at ages.
 
     Returns:
         The states; whoever has lived fewer updates than a lifetime goes on as before.
     """
     over = agents["age"] >= lifetime
-    return tree.where(over, born(), agents) if bool(over.any()) else agents
+    return agents if is_plain(over) and not bool(over.any()) else tree.where(over, born(), agents)
 
 
 def older(agents: TensorDict, updates: int) -> TensorDict:
@@ -152,7 +156,8 @@ def reward_curve(
         updates: length of a life.
         length: steps of each rollout.
         dist_class: distribution of the actions.
-        report: called with the number of updates done and the last rewards ``[n]``.
+        report: called with the number of updates done and the last rewards ``[n]``; None in
+            compiled code, which can't call back, and where the loop over the updates is unrolled.
 
     Returns:
         ``[n, updates]`` mean reward per step in each rollout, over workers and steps.

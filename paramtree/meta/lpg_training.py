@@ -126,7 +126,8 @@ def lpg_training(
             for name, population in populations.items()
         }
         step = torch.zeros((), dtype=torch.int64, device=key.device)
-        parts = {"rule": params, "average": params}
+        # copies, as later on: a compiled step is compiled again where two names share their tensors
+        parts = {"rule": params, "average": tree.map(torch.clone, params)}
         parts |= {"optimizer": optimizer.init(params), "agents": tree.new(agents)}
         return tree.new({**parts, "step": step, "key": key})
 

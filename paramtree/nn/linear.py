@@ -60,6 +60,9 @@ def linear(
     def apply(params: TensorDict, buffers: TensorDict, x: Tensor) -> tuple[Tensor, TensorDict]:
         weight, *rest = _check.parameters("linear", made, params, shapes)
         _check.floats("linear", made, x, n_in, weight)
+        if rest and x.dim() > 2 and torch.compiler.is_compiling():
+            # with the bias inside, torch compiles once more for each batch size
+            return functional.linear(x, weight) + rest[0], buffers
         return functional.linear(x, weight, *rest), buffers
 
     return Model(init, apply)

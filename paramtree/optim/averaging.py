@@ -74,7 +74,10 @@ def periodic_update(new: Tree, old: Tree, steps: int | Tensor, every: int | Tens
     rows, structure = _rows(fn, new, old)
     _require_whole(fn, "steps", steps, 0)
     _require_whole(fn, "every", every, 1)
-    due = torch.as_tensor(steps % every == 0, device=rows[0][1].device if rows else None)
+    rest = steps % every
+    if not isinstance(rest, Tensor):
+        rest = torch.tensor(rest, device=rows[0][1].device if rows else None)
+    due = rest == 0
     return tree.unflatten(structure, [torch.where(due, x, y) for _, x, y in rows])
 
 

@@ -10,6 +10,10 @@ through any number of steps is right, of any order. One value per task is mapped
 
     step = lambda lr, grads, state, params: sgd(lr).update(grads, state, params)
     updates, state = paramtree.vmap(step)(rates, grads, state, params)             # rates [n_tasks]
+
+To compiled code a tensor is data: an optimizer of each learned rate, built inside of what is
+compiled or given to it, costs no graph of its own. A float is a constant of the first graph and
+data to the second.
 """
 
 import inspect

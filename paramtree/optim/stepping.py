@@ -1,9 +1,10 @@
 """Update and apply at once, in the params' own memory where the caller gives them up.
 
 A chain that ends as ``adam``, ``adamw`` or ``sgd`` do goes to torch's fused kernels where they can
-say the same: all leaves of one dtype and contiguous, numbers for hyper-parameters (the rate may be
-a tensor), and nothing differentiated, mapped or compiled. Whatever comes before in the chain, such
-as clipping, runs as always. Everything else takes ``update`` and ``apply_updates``.
+say the same: all leaves of one dtype, those that are donated contiguous, numbers for
+hyper-parameters (the rate may be a tensor), and nothing differentiated, mapped or compiled.
+Whatever comes before in the chain, such as clipping, runs as always. Everything else takes
+``update`` and ``apply_updates``.
 """
 
 from collections.abc import Callable, Mapping
@@ -133,10 +134,13 @@ def _fused(update: Any, grads: Tree, state: Tree, params: Tree, donate: bool) ->
         require_count(stage.fn, own)
         found.append(own)
     hyper = _numbers(tail, found, p)
-    every = [*p, *g, *chain.from_iterable(slots.values())]
-    if hyper is None or not _fits(p, every, [g, *slots.values()]):
+    written = [*p, *chain.from_iterable(slots.values())]
+    if hyper is None or not _fits(p, [*written, *g], [g, *slots.values()]):
         return None
-    if donate and not (movable(params) and _disjoint(every, p)):
+    if donate and not (movable(params) and all(map(Tensor.is_contiguous, written))):
+        return None
+    g = _dense(g)
+    if donate and not _disjoint([*written, *g], p):
         return None  # what is in there twice would be written to twice
     after: list[TensorDict] = []
     if first:
@@ -146,8 +150,9 @@ def _fused(update: Any, grads: Tree, state: Tree, params: Tree, donate: bool) ->
             after.append(own)
         if not _fits(p, [*p, *g], []):
             return None
+        g = _dense(g)
     if not donate:
-        p, slots = [x.clone() for x in p], {n: [x.clone() for x in own] for n, own in slots.items()}
+        p, slots = _copies(p), {name: _copies(own) for name, own in slots.items()}
     counts = {
         stage.fn: own["count"] + 1 for stage, own in zip(tail, found, strict=True) if "count" in own
     }
@@ -172,7 +177,7 @@ def _tail(update: Any) -> list[Leafwise]:
 
 
 def _fits(p: Leaves, every: Leaves, slots: list[Leaves]) -> bool:
-    """Whether a kernel takes leaves: one plain dtype, dense, alike, and nothing recorded."""
+    """Whether a kernel takes leaves: one plain dtype, alike, and nothing recorded."""
     dtype = p[0].dtype
     if dtype not in (torch.float32, torch.float64) or p[0].device.type not in ("cpu", "cuda"):
         return False
@@ -181,7 +186,16 @@ def _fits(p: Leaves, every: Leaves, slots: list[Leaves]) -> bool:
     graph = torch.is_grad_enabled()
     if [x for x in every if x.dtype is not dtype or (graph and x.requires_grad)]:
         return False
-    return all(map(Tensor.is_contiguous, every)) and not any(map(Tensor.is_neg, p))
+    return not any(map(Tensor.is_neg, every))
+
+
+def _dense(g: Leaves) -> Leaves:
+    """Gradients row by row: those of a matrix product come transposed."""
+    return [x if x.is_contiguous() else x.contiguous() for x in g]
+
+
+def _copies(own: Leaves) -> Leaves:
+    return [x.clone(memory_format=torch.contiguous_format) for x in own]
 
 
 def _numbers(tail: list[Leafwise], found: list[dict[str, Any]], p: Leaves) -> dict[str, Any] | None:

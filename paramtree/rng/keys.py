@@ -43,10 +43,11 @@ def key(seed: int | Tensor, device: torch.device | str | None = None) -> Tensor:
             raise TypeError(f"key: seed has dtype {seed.dtype}, expected torch.int64 or an int")
         seed = seed if device is None else seed.to(device)
         return torch.stack((seed, torch.zeros_like(seed)), -1)
-    try:
-        seed = operator.index(seed)
-    except TypeError:
-        raise TypeError(f"key: seed is {seed!r}, expected an int or an int64 tensor") from None
+    if not isinstance(seed, int):  # what is one stays a variable of compiled code
+        try:
+            seed = operator.index(seed)
+        except TypeError:
+            raise TypeError(f"key: seed is {seed!r}, expected an int or an int64 tensor") from None
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"key: seed is {seed}, expected an integer in [-2**63, 2**63)")
     return torch.tensor([seed, 0], dtype=torch.int64, device=device)

@@ -73,9 +73,14 @@ def rounds(even: Tensor, odd: Tensor, key0: Tensor, key1: Tensor) -> tuple[Tenso
     steps = torch.tensor(weyl, device=device).view(_ROUNDS // 2, 2, 2, *ones)
     keys = torch.stack((key1, key0, key0, key1)).unflatten(0, (2, 2))
     keys = ((keys + steps) & WORD).flatten(0, 1)  # [rounds, 2, *any]
-    in_place = is_plain(even) and is_plain(key0)
-    spare = (torch.empty_like(even), torch.empty_like(odd)) if in_place else (None, None)
-    for r, round_key in enumerate(keys.unbind(0)):
+    round_keys = keys.unbind(0)
+    if not (is_plain(even) and is_plain(key0)):  # few operations, and no writing: fast to compile
+        for r, round_key in enumerate(round_keys):
+            product = even * factor[r % 2]
+            even, odd = (product >> 32) + even ^ odd.flip(0) ^ round_key, product & WORD
+        return even, odd
+    spare = torch.empty_like(even), torch.empty_like(odd)
+    for r, round_key in enumerate(round_keys):
         high = torch.mul(even, factor[r % 2], out=spare[0])
         low = torch.bitwise_and(high, WORD, out=spare[1])
         high >>= 32
@@ -83,8 +88,8 @@ def rounds(even: Tensor, odd: Tensor, key0: Tensor, key1: Tensor) -> tuple[Tenso
         (first, second), (odd_first, odd_second) = high.unbind(0), odd.unbind(0)
         first ^= odd_second
         second ^= odd_first
-        spare = (even, odd) if in_place else spare
-        even, odd = torch.bitwise_xor(high, round_key, out=high if in_place else None), low
+        spare = even, odd
+        even, odd = torch.bitwise_xor(high, round_key, out=high), low
     return even, odd
 
 

@@ -149,7 +149,7 @@ def square(x: torch.Tensor) -> torch.Tensor:
 
 
 HOST = "reads values on the host to decide how long to go on; not for hot paths"
-LOOP = "the outermost loop: it looks at ages on the host and calls back"
+MINUTE = "compiles, in half a minute: tests/paramtree/compile/test_lpg_step.py holds it"
 
 CASES = [
     # trees
@@ -394,16 +394,14 @@ CASES = [
         renewed,
         lambda: (torch.tensor([3, 7]),),
         smooth=0,
-        vmapped=LOOP,
-        compiled=LOOP,
+        compiled=MINUTE,
     ),
     Case(
         "meta.lpg_training",
         lambda s: TRAINING.step(s)[0]["rule"],
         lambda: (TRAINING.init(rng.key(0)),),
         smooth=0,
-        vmapped=LOOP,
-        compiled=LOOP,
+        compiled=MINUTE,
         covers=("meta.Training", "meta.Population", "meta.lpg_population"),
     ),
     Case(
@@ -413,8 +411,7 @@ CASES = [
         ),
         lambda: (WORLD.sample(rng.split(rng.key(1), 2)),),
         smooth=0,
-        vmapped=LOOP,
-        compiled=LOOP,
+        compiled=MINUTE,
         covers=("meta.Habitat", "meta.a2c_habitat"),
     ),
 ]

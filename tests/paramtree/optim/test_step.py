@@ -154,6 +154,27 @@ def test_shared_memory_changes_no_number(memory, name):
     close(own, state)
 
 
+@pytest.mark.parametrize("donate", [False, True], ids=["kept", "donated"])
+@pytest.mark.parametrize("name", ["adam", "clip"])
+def test_the_gradients_of_a_matrix_product_go_to_the_kernel(monkeypatch, name, donate):
+    """They come transposed, and so may params that aren't donated."""
+    calls, kernel = [], torch._fused_adam_
+    monkeypatch.setattr(torch, "_fused_adam_", lambda *a, **k: (calls.append(1), kernel(*a, **k)))
+    optimizer, p = OPTIMIZERS[name](), cloned(params())
+    if not donate:
+        p = tree.map(lambda x: x.mT.contiguous().mT if x.ndim == 2 else x, p)
+    g = tree.map(lambda x: x.mT.contiguous().mT if x.ndim == 2 else x, slopes(p))
+    assert not g["torso", "w"].is_contiguous()
+    assert p["torso", "w"].is_contiguous() is donate
+    wanted, state = separately(optimizer, g, optimizer.init(p), p)
+    before = cloned(g)
+    ours, own = optim.step(optimizer, g, optimizer.init(p), p, donate=donate)
+    assert calls == [1]
+    close(ours, wanted)
+    close(own, state)
+    close(g, before, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["adam", "sgd", "belief"])
 def test_a_lazy_stack_is_stepped_like_a_dense_one(name):
     optimizer = OPTIMIZERS[name]()
