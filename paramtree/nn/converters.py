@@ -285,7 +285,7 @@ def _arrays(fn: str, where: str, given: Any, dims: dict[str, int]) -> list[Tenso
     """Arrays by name as tensors of their own, each of so many dims."""
     entries, made = _entries(fn, where, given), []
     if entries.keys() != dims.keys():
-        got, wanted = ", ".join(entries), ", ".join(dims)
+        got, wanted = ", ".join(entries) or "nothing", ", ".join(dims)
         raise ValueError(f"{fn}: {where} holds {got}, expected {wanted}")
     for name, n in dims.items():
         value = entries[name]

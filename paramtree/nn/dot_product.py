@@ -1,9 +1,10 @@
-"""Scaled dot-product attention: fast kernels with every derivative.
+"""Scaled dot-product attention: torch's kernels where they pay, with every derivative.
 
-torch's kernels never hold the matrix of weights, but have no second derivative, no forward mode and
-no gradient of a bias. Here they are one differentiable operation: its derivative is an operation of
-its own, which runs them again, and whose derivative comes from the plain formula. Under vmap the
-mapped axis becomes a batch axis. Compiled code and forward-mode differentiation take the formula.
+These kernels never hold the matrix of weights, but have no second derivative, no forward mode and
+no gradient of a bias. They serve where nothing is differentiated; and where the weights are many,
+as one differentiable operation: its derivative is an operation of its own, which runs them again,
+and whose derivative comes from the plain formula. Under vmap the mapped axis becomes a batch axis.
+All else takes the formula, which is as fast for few weights, and compiled code too.
 
 Symbols: H heads, T queries, S keys, each of d numbers.
 
@@ -23,6 +24,8 @@ from torch.nn import functional
 from . import _check
 from .unroll import is_final
 
+_MANY = 2**16  # weights of one head; from here on the kernels are as fast, though they run twice
+
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None
@@ -33,6 +36,8 @@ def attend(
         return _formula(query, key, value, allowed, bias)
     if is_final((query, key, value)):
         return _fused(query, key, value, allowed)
+    if query.shape[-2] * key.shape[-2] < _MANY:
+        return _formula(query, key, value, allowed, bias)
     return _Attend.apply(query, key, value, allowed)
 
 

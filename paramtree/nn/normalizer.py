@@ -30,7 +30,7 @@ def running_normalizer(
     *,
     eps: float | Tensor = 1e-8,
     clip: float | Tensor | None = None,
-    prior_count: float = 1e-4,
+    prior_count: float | Tensor = 1e-4,
     train: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> Model:
@@ -96,7 +96,7 @@ def reward_normalizer(
     *,
     eps: float | Tensor = 1e-8,
     clip: float | Tensor | None = None,
-    prior_count: float = 1e-4,
+    prior_count: float | Tensor = 1e-4,
     train: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> Model:
@@ -168,10 +168,10 @@ def reward_normalizer(
 
 
 def _start(
-    size: tuple[int, ...], prior_count: float, device: torch.device, dtype: torch.dtype
+    size: tuple[int, ...], prior_count: float | Tensor, device: torch.device, dtype: torch.dtype
 ) -> TensorDict:
     mean = torch.zeros(size, device=device, dtype=dtype)
-    count = torch.full((), prior_count, device=device, dtype=dtype)
+    count = torch.zeros((), device=device, dtype=dtype) + prior_count
     return tree.new({"count": count, "mean": mean, "var": mean + 1.0})
 
 
@@ -218,7 +218,7 @@ def _check_numbers(layer: str, eps: Any, clip: Any, prior_count: Any) -> None:
     if clip is not None:
         _check.real(layer, "clip", clip)
     _check.real(layer, "prior_count", prior_count)
-    if prior_count == 0:
+    if not isinstance(prior_count, Tensor) and prior_count == 0:
         raise ValueError(f"{layer}: prior_count is 0, expected a number above 0")
 
 

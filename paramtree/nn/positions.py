@@ -167,7 +167,7 @@ def position_embedding(
 def check_base(fn: str, name: str, base: Any) -> None:
     """Refuses what is not a number above 0, or a 0-d tensor."""
     _check.real(fn, name, base)
-    if base == 0 and not isinstance(base, Tensor):
+    if not isinstance(base, Tensor) and base == 0:
         raise ValueError(f"{fn}: {name} is {base}, expected a number above 0")
 
 

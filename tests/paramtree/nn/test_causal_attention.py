@@ -194,8 +194,8 @@ PARAMS = LAYER.init(rng.key(0))[0]
 X, CACHE = draw(2, 5, 4), cached(LAYER)
 
 
-def run(*inputs):
-    return lambda: LAYER(PARAMS, EMPTY, inputs if len(inputs) > 1 else inputs[0])
+def run(x, *more):
+    return lambda: LAYER(PARAMS, EMPTY, (x, *more) if more else x)
 
 
 REFUSED = [
