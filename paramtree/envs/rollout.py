@@ -8,18 +8,17 @@ Written for one level with workers ``[*W]``, for stacked levels ``[*L]`` with wo
 its own, parameters. With a key of its own for each level, all three give the same numbers.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.distributions import Categorical
 
 from .. import rng
 from ..model import Model
 from ..tree import entries, lock, new, require_tree
+from .actions import Act, DistClass, greedy, log_prob, sampler
 from .base import Env
 
 
@@ -32,15 +31,18 @@ def rollout(
     state: TensorDict,
     key: Tensor,
     length: int,
-    dist_class: Callable[..., Distribution] = Categorical,
+    dist_class: DistClass = Categorical,
+    *,
+    deterministic: bool = False,
 ) -> tuple[TensorDict, Any, TensorDict]:
     """Steps of an agent in an environment, without an autograd graph.
 
     At each step the model reads ``observation``, ``is_init`` and its recurrent entries, and writes
-    what ``dist_class`` takes: ``logits``, ``loc`` and ``scale``, or ``actor_output`` (a tensor goes
-    to ``dist_class`` as it is, a tree as keywords). What it writes under ``("next", name)`` is its
-    recurrent entry ``name`` of the next step; the state brings those of the first step along, in
-    ``state["recurrent"]``, and takes the last ones with it. A model starts anew where ``is_init``.
+    what ``dist_class`` takes: ``logits``, ``probs``, ``loc`` and ``scale``, or ``actor_output`` (a
+    tensor goes to ``dist_class`` as it is, a tree as keywords). What it writes under ``("next",
+    name)`` is its recurrent entry ``name`` of the next step; the state brings those of the first
+    step along, in ``state["recurrent"]``, and takes the last ones with it. A model starts anew
+    where ``is_init``.
 
     Args:
         env: the environment.
@@ -51,8 +53,12 @@ def rollout(
         state: state of batch size ``[*B]``, which is ``[*L, *W]``.
         key: ``[2]``, or ``[*L, 2]``, one for each level.
         length: number of steps T.
-        dist_class: Categorical; Normal, or a function that gives one or an Independent one. A
-            function is to pass ``validate_args=False`` where it's used under vmap.
+        dist_class: Categorical, OneHotCategorical, Bernoulli or Normal; or a function that gives
+            one of them, an Independent or a TransformedDistribution of one, or a distribution with
+            a ``sample_with(noise)``, such as ``losses.tanh_normal``. A function is to pass
+            ``validate_args=False`` where it's used under vmap.
+        deterministic: whether the likeliest action is taken, not a drawn one: a distribution's
+            mode, or the image of the mode where it's squashed.
 
     Returns:
         ``(state, buffers, td)``: the state and the buffers after the last step, and the trajectory
@@ -71,7 +77,7 @@ def rollout(
     shape = (*batch[:depth], length, *batch[depth:])
     env_key, action_key = rng.split(key)
     recurrent = entries(state["recurrent"]) if "recurrent" in entries(state) else {}
-    act: Callable[[dict[str, Any], int], Tensor] | None = None
+    act: Act | None = greedy("rollout", dist_class) if deterministic else None
     steps = []
     with torch.no_grad():
         for t, noise in enumerate(_unbind(env.noise(level, env_key, shape), depth)):
@@ -79,114 +85,25 @@ def rollout(
             out, buffers = model.apply(params, buffers, new(seen, batch))
             written = {name: value for name, value in entries(out).items() if name not in seen}
             after = entries(lock(written.pop("next"))) if "next" in written else {}
-            _require_recurrent(recurrent, after)
+            require_recurrent(recurrent, after)
             if act is None:
-                act = _sampler(dist_class, written, action_key, shape, depth)
+                act = sampler("rollout", dist_class, written, action_key, shape, depth)
             action = act(written, t)
             state, timestep = env.step(level, state, action, noise)
             following = {**entries(timestep), **after}
             steps.append({**seen, **written, "action": action, "next": following})
             recurrent = after
-        td = _stacked(steps, len(batch), (*batch, length))
-        log_prob = _log_prob(dist_class, td, (*batch, length))
+        td = stacked(steps, len(batch), (*batch, length))
+        chance = log_prob("rollout", dist_class, td, (*batch, length))
         is_init = torch.zeros_like(td["next", "done"])
         td = {
             **entries(td),
-            "action_log_prob": log_prob,
+            "action_log_prob": chance,
             "next": new({**entries(td["next"]), "is_init": is_init}, td.batch_size),
         }
     if recurrent:
         state = new({**entries(state), "recurrent": new(recurrent, batch)}, batch)
     return state, buffers, new(td, (*batch, length))
-
-
-# ---- actions ----
-
-
-def _sampler(
-    dist_class: Callable[..., Distribution],
-    written: dict[str, Any],
-    key: Tensor,
-    shape: tuple[int, ...],
-    depth: int,
-) -> Callable[[dict[str, Any], int], Tensor]:
-    """Function of a step's outputs and its number that gives the actions."""
-    if _takes_logits(dist_class, written):
-        uniforms = rng.uniform(key, shape).unbind(depth)
-        return lambda out, t: _inverse_cdf(out["logits"], uniforms[t])
-    dist = _distribution(dist_class, written)
-    if isinstance(dist, Categorical):
-        uniforms = rng.uniform(key, shape).unbind(depth)
-        return lambda out, t: _inverse_cdf(_distribution(dist_class, out).logits, uniforms[t])
-    base = _normal(dist)
-    event = base.loc.shape[len(shape) - 1 :]
-    normals = rng.normal(key, (*shape, *event), dtype=base.loc.dtype).unbind(depth)
-
-    def act(out: dict[str, Any], t: int) -> Tensor:
-        base = _normal(_distribution(dist_class, out))
-        return base.loc + base.scale * normals[t]
-
-    return act
-
-
-def _takes_logits(dist_class: Callable[..., Distribution], out: dict[str, Any]) -> bool:
-    """Whether no distribution need be built, at a fifth of a step's time."""
-    return dist_class is Categorical and "logits" in out and "actor_output" not in out
-
-
-def _inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Number of actions whose cumulative chance is at most u times their sum.
-
-    Since u < 1, that stays below the sum after rounding too: a last action of chance 0 is safe.
-    """
-    cumulative = logits.softmax(-1).cumsum(-1)
-    threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
-    return (cumulative[..., :-1] <= threshold).sum(-1)
-
-
-def _normal(dist: Distribution) -> Normal:
-    base = dist
-    while isinstance(base, Independent):
-        base = base.base_dist
-    if type(base) is not Normal:
-        raise TypeError(
-            f"rollout: dist_class gives a {type(base).__name__}, expected Categorical, Normal or "
-            "Independent(Normal): actions are drawn from keys, by the inverse of their distribution"
-        )
-    return base
-
-
-def _distribution(dist_class: Callable[..., Any], out: dict[str, Any]) -> Any:
-    """Distribution of what the model wrote, unchecked where ``dist_class`` lets us."""
-    is_class = isinstance(dist_class, type) and issubclass(dist_class, Distribution)
-    build: Any = partial(dist_class, validate_args=False) if is_class else dist_class
-    if "actor_output" in out:
-        value = out["actor_output"]
-        return build(**entries(value)) if isinstance(value, TensorDictBase) else build(value)
-    if "logits" in out:
-        return build(logits=out["logits"])
-    if "loc" in out and "scale" in out:
-        return build(loc=out["loc"], scale=out["scale"])
-    wrote = ", ".join(map(repr, out)) or "nothing"
-    raise ValueError(
-        f"rollout: the model wrote {wrote}, expected 'logits', 'loc' and 'scale', or 'actor_output'"
-    )
-
-
-def _log_prob(
-    dist_class: Callable[..., Distribution], td: TensorDict, shape: tuple[int, ...]
-) -> Tensor:
-    action = td["action"]
-    if _takes_logits(dist_class, entries(td)):
-        return td["logits"].log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
-    log_prob = _distribution(dist_class, entries(td)).log_prob(action)
-    if tuple(log_prob.shape) not in (shape, (*shape, 1)):
-        got = f"the log-probability of an action has shape {tuple(log_prob.shape)}"
-        raise ValueError(
-            f"rollout: {got}, expected {shape} ([*B, T]); Independent(Normal(loc, scale), 1) adds "
-            "up those of an action's entries"
-        )
-    return log_prob
 
 
 # ---- trees ----
@@ -203,14 +120,14 @@ def _unbind(tree: TensorDict, dim: int) -> list[TensorDict]:
     return [new({name: rows[t] for name, rows in columns.items()}, rest) for t in range(length)]
 
 
-def _stacked(steps: list[Any], dim: int, size: tuple[int, ...]) -> TensorDict:
+def stacked(steps: list[Any], dim: int, size: tuple[int, ...]) -> TensorDict:
     """Tree of batch size ``size`` with one more axis at ``dim``, of equal trees or dictionaries."""
     rows = [entries(step) if isinstance(step, TensorDictBase) else step for step in steps]
     out = {}
     for name, first in rows[0].items():
         column = [row[name] for row in rows]
         nested = not isinstance(first, Tensor)
-        out[name] = _stacked(column, dim, size) if nested else torch.stack(column, dim)
+        out[name] = stacked(column, dim, size) if nested else torch.stack(column, dim)
     return new(out, size)
 
 
@@ -233,12 +150,13 @@ def _require(level: TensorDict, state: TensorDict, length: int) -> None:
         raise ValueError(f"rollout: state has batch size {tuple(size)}, expected {wanted}")
 
 
-def _require_recurrent(given: dict[str, Any], after: dict[str, Any]) -> None:
+def require_recurrent(given: dict[str, Any], after: dict[str, Any]) -> None:
+    """Refuse a model that writes other recurrent entries than it was given."""
     if given.keys() == after.keys():
         return
     got, wanted = sorted(given), sorted(after)
     raise ValueError(
         f"rollout: the model writes {wanted} under 'next', but the state's recurrent entries are "
-        f"{got}; give the first ones with tree.merge(state, {{'recurrent': ...}}), zeros where an "
-        "episode starts"
+        f"{got}; give the first ones with tree.replace(state, {{'recurrent': ...}}), zeros where "
+        "an episode starts"
     )

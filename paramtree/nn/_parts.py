@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from .. import rng, tree
 from ..model import Model, located, require_key
 
 Call = Callable[[str, Any], Any]
+Init = Callable[[Tensor], tuple[TensorDict, TensorDict]]
 
 EMPTY = tree.new({})
 
@@ -25,15 +26,6 @@ def assembled(layer: str, parts: Mapping[str, Model], forward: Callable[[Call, A
     Returns:
         The model.
     """
-
-    def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
-        require_key(layer, key)
-        made = {name: part.init(rng.fold_in(key, name)) for name, part in parts.items()}
-        params, buffers = (
-            {name: tree.lock(both[i]) for name, both in made.items() if not both[i].is_empty()}
-            for i in (0, 1)
-        )
-        return tree.new(params), tree.new(buffers)
 
     def apply(params: TensorDict, buffers: TensorDict, inputs: Any) -> tuple[Any, TensorDict]:
         own = known(layer, "params", params, parts)
@@ -55,15 +47,41 @@ def assembled(layer: str, parts: Mapping[str, Model], forward: Callable[[Call, A
         out = forward(call, inputs)
         return out, tree.new(now, buffers.batch_size) if changed else buffers
 
-    return Model(init, apply)
+    return Model(initial(layer, parts), apply)
+
+
+def initial(layer: str, parts: Mapping[str, Model]) -> Init:
+    """The `init` of a layer made of parts, whose empty params and buffers are left out.
+
+    Args:
+        layer: its name.
+        parts: the models.
+
+    Returns:
+        The function.
+    """
+
+    def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
+        require_key(layer, key)
+        made = {name: part.init(rng.fold_in(key, name)) for name, part in parts.items()}
+        params, buffers = (
+            {name: tree.lock(both[i]) for name, both in made.items() if not both[i].is_empty()}
+            for i in (0, 1)
+        )
+        return tree.new(params), tree.new(buffers)
+
+    return init
 
 
 def known(layer: str, argument: str, given: Any, names: Mapping[str, Any]) -> dict[str, Any]:
     """One level of params or buffers, where a name may be missing, but no other be there."""
-    tree.require_tree(layer, argument, given)
+    if not isinstance(given, TensorDictBase):
+        tree.require_tree(layer, argument, given)
     entries = tree.entries(given)
-    if not entries.keys() <= names.keys():
+    if entries and not entries.keys() <= names.keys():
         extra = ", ".join([name for name in entries if name not in names])
         wanted = ", ".join(names) or "no entry"
-        raise ValueError(f"{layer}: {argument} hold an unknown {extra}; expected {wanted}")
+        lacks = ", ".join([name for name in names if name not in entries])
+        missing = f", of which {lacks} are missing" if lacks else ""
+        raise ValueError(f"{layer}: {argument} hold an unknown {extra}; expected {wanted}{missing}")
     return entries

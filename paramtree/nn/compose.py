@@ -1,15 +1,16 @@
 """Layers made of layers: run in order, their parameters nested by name."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
-from .. import rng, tree
-from ..model import Model, located, require_key
+from .. import tree
+from ..model import Model, located
 from . import _check
+from ._parts import EMPTY, initial, known
 from .initializers import Initializer
 from .linear import linear
 
@@ -60,40 +61,29 @@ def sequential(*layers: Layer, **named: Layer) -> Model:
                 f"sequential: layer {name!r} is a {got}, expected a Model or a function"
             )
 
-    def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
-        require_key("sequential", key)
-        params, buffers = {}, {}
-        for name, model in models.items():
-            made, kept = model.init(rng.fold_in(key, name))
-            if not made.is_empty():
-                params[name] = tree.lock(made)
-            if not kept.is_empty():
-                buffers[name] = tree.lock(kept)
-        return tree.new(params), tree.new(buffers)
-
     steps = [(name, layer, models.get(name)) for name, layer in entries.items()]
-    known = models.keys()
 
     def apply(params: TensorDict, buffers: TensorDict, x: Any) -> tuple[Any, TensorDict]:
-        own, old = _level("params", params, known), _level("buffers", buffers, known)
+        own = known("sequential", "params", params, models)
+        old = known("sequential", "buffers", buffers, models)
         new = {}
         for name, layer, model in steps:
-            given = after = old.get(name, _EMPTY)
+            given = after = old.get(name, EMPTY)
             try:
                 if model is None:
                     x = layer(x)  # pyright: ignore[reportCallIssue]
                 else:
-                    x, after = model.apply(own.get(name, _EMPTY), given, x)
+                    x, after = model.apply(own.get(name, EMPTY), given, x)
             except (TypeError, ValueError) as error:
                 if model is not None and name not in own and type(error) is ValueError:
                     raise ValueError(f"sequential: params lack {name}, or {error}") from error
                 located(error, name)
                 raise
-            if after is not given and not (given is _EMPTY and after.is_empty()):
+            if after is not given and not (given is EMPTY and after.is_empty()):
                 new[name] = tree.lock(after)
         return x, tree.new({**old, **new}, buffers.batch_size) if new else buffers
 
-    return Model(init, apply)
+    return Model(initial("sequential", models), apply)
 
 
 def mlp(
@@ -137,22 +127,3 @@ def mlp(
         if after is not None:
             layers[f"activation_{i}"] = after
     return sequential(**layers)
-
-
-_EMPTY = tree.new({})
-
-
-def _level(argument: str, given: Any, known: Set[str]) -> dict[str, Any]:
-    """One level of params or buffers, where any name of a model may be missing and no other be."""
-    if not isinstance(given, TensorDictBase):
-        tree.require_tree("sequential", argument, given)
-    entries = tree.entries(given)
-    if entries and not entries.keys() <= known:
-        extra = ", ".join([name for name in entries if name not in known])
-        wanted = ", ".join(known) or "no entry"
-        lacks = ", ".join([name for name in known if name not in entries])
-        missing = f", of which {lacks} are missing" if lacks else ""
-        raise ValueError(
-            f"sequential: {argument} hold an unknown {extra}; expected {wanted}{missing}"
-        )
-    return entries

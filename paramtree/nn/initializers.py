@@ -174,7 +174,7 @@ def orthogonal(gain: float | Tensor = 1.0) -> Initializer:
         q, r = torch.linalg.qr(rng.normal(key, tall, dtype=work))
         q = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
         matrix = q if rows >= columns else q.mT
-        return (gain * matrix.reshape(tuple(shape))).to(dtype)
+        return (gain * matrix.reshape(tuple(shape))).to(dtype).contiguous()
 
     return init
 

@@ -358,10 +358,10 @@ def test_bad_arguments_are_refused(small):
     with pytest.raises(TypeError, match="rollout: state is a dict"):
         run(state={})
     silent = policy(lambda p, x: {"value": x["is_init"]})
-    with pytest.raises(ValueError, match="the model wrote 'value', expected 'logits', 'loc' and"):
+    with pytest.raises(ValueError, match="the model wrote 'value', expected 'logits', 'probs', 'l"):
         run(silent)
     beta = policy(lambda p, x: {"actor_output": x["is_init"] + 1.0})
-    with pytest.raises(TypeError, match="gives a Beta, expected Categorical, Normal or Indep"):
+    with pytest.raises(TypeError, match="gives a Beta, expected Categorical, OneHotCateg"):
         run(beta, dist_class=lambda x: Beta(x, x))
     recurrent = policy(
         lambda p, x: {"next": tree.new({"hidden": x["is_init"]}, x.batch_size), "logits": 0}

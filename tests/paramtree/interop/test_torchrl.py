@@ -114,9 +114,7 @@ def test_learned_policy_gradient_in_three_calls():
     level = world.sample(keys["level"])
     noise = world.env.noise(level, keys["env"], (3,))
     state = world.env.reset(level, noise)
-    _, _, batch = envs.rollout(
-        world.env, fmodel, params, buffers, level, state, keys["play"], 6
-    )
+    _, _, batch = envs.rollout(world.env, fmodel, params, buffers, level, state, keys["play"], 6)
     meta_fmodel, loss_fn = lambda *args: rule.apply(*args)[0], losses.lpg_agent_loss
 
     def inner(meta_params):
