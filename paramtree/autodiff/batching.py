@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch._functorch.vmap import lazy_load_decompositions, vmap_increment_nesting
 
 from .. import tree
 from ..tree import Structure, flatten, unflatten
@@ -58,7 +59,7 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0) -> Callabl
             _require_shared(out_structure, outputs, out_axes)
             return tuple(outputs)
 
-        stacked = torch.func.vmap(flat, tuple(axes))(*leaves)
+        stacked = _over(flat, axes, size, leaves)
         outputs = [
             x[0] if axis is None else x if axis == 0 else x.movedim(0, axis)
             for x, axis in zip(stacked, out_axes, strict=True)
@@ -66,6 +67,28 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0) -> Callabl
         return unflatten(_unmapped(rest[0], out_dims, [], (), size), outputs)
 
     return mapped
+
+
+def _over(
+    flat: Callable[..., tuple[Tensor, ...]],
+    axes: Sequence[int | None],
+    size: int,
+    leaves: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """``torch.func.vmap`` of a function from tensors to a tuple of tensors.
+
+    torch's own takes nests apart and puts them together again, which we did already: that is 60 of
+    its 70 µs. Compiled code knows torch's own alone.
+    """
+    if torch.compiler.is_compiling():
+        return torch.func.vmap(flat, tuple(axes))(*leaves)
+    lazy_load_decompositions()
+    with vmap_increment_nesting(size, "error") as level:
+        inputs = [
+            x if axis is None else _functorch._add_batch_dim(x, axis % x.ndim, level)
+            for x, axis in zip(leaves, axes, strict=True)
+        ]
+        return [_functorch._remove_batch_dim(x, level, size, 0) for x in flat(*inputs)]
 
 
 def _mapped(

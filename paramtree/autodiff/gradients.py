@@ -226,7 +226,7 @@ def _reaches_out(outputs: Sequence[Tensor], call: _Call) -> bool:
     """Whether any output depends on a tensor with a gradient from outside of the call."""
     if any([x.requires_grad and x.grad_fn is None and call.is_foreign(x) for x in outputs]):
         return True
-    todo = [x.grad_fn for x in outputs if x.grad_fn is not None]
+    todo: list[Any] = [x.grad_fn for x in outputs if x.grad_fn is not None]
     seen = {None, *todo}
     for node in todo:  # grows as it goes
         after = node.next_functions

@@ -19,10 +19,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from . import lpg
-from .folder import read_config
+from . import gym, lpg
+from .gym_options import GymOptions, PpoOptions, SacOptions
 from .options import PRESETS, EvalOptions, LpgOptions, from_config
 from .outcome import Ended, Refused, refusing
+from .session import resumable
 
 _DESCRIPTION = "Learning to learn with named trees of parameters."
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]) -> LpgOptions | EvalOptions:
+def parse(argv: Sequence[str]) -> LpgOptions | EvalOptions | GymOptions:
     """Options of the command that the words ask for.
 
     Args:
@@ -59,15 +60,20 @@ def parse(argv: Sequence[str]) -> LpgOptions | EvalOptions:
         Refused: there is no such preset, or no such run, or two options exclude one another.
         SystemExit: a word can't be read, or help was asked for.
     """
-    train = tyro.conf.subcommand("lpg", default=_defaults(argv))
+
+    def training(kind: Any) -> Any:
+        default = _defaults(argv, kind)
+        return Annotated[kind, tyro.conf.subcommand(kind.command, default=default)]
+
     rule = tyro.conf.subcommand("eval-lpg")
-    commands: Any = Annotated[LpgOptions, train] | Annotated[EvalOptions, rule]
+    commands: Any = training(LpgOptions) | Annotated[EvalOptions, rule]
+    commands |= training(PpoOptions) | training(SacOptions)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     args = list(argv) or ["--help"]
     options = tyro.cli(
         commands, prog="paramtree", description=_DESCRIPTION, args=args, config=config
     )
-    if isinstance(options, LpgOptions) and options.resume is not None:
+    if not isinstance(options, EvalOptions) and options.resume is not None:
         for name, given in (("--out", options.out is not None), ("--fresh", options.fresh)):
             if given:
                 raise Refused(f"--resume goes on in its own folder; leave out {name}")
@@ -75,21 +81,23 @@ def parse(argv: Sequence[str]) -> LpgOptions | EvalOptions:
     return replace(options, threads=processors)
 
 
-def _defaults(argv: Sequence[str]) -> LpgOptions:
-    """What ``paramtree lpg`` does without further options."""
-    if list(argv[:1]) != ["lpg"]:
-        return PRESETS["demo"]
-    preset, resume = _given(argv, "--preset"), _given(argv, "--resume")
+def _defaults(argv: Sequence[str], kind: Any) -> Any:
+    """What a command that trains does without further options."""
+    first = PRESETS["demo"] if kind is LpgOptions else kind()
+    if list(argv[:1]) != [kind.command]:
+        return first
+    resume = _given(argv, "--resume")
+    preset = _given(argv, "--preset") if kind is LpgOptions else None
     if preset is not None and preset not in PRESETS:
         near = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
         raise Refused(
             f"--preset is {preset!r}, expected one of {', '.join(PRESETS)}; the nearest is {near!r}"
         )
     if resume is None:
-        return PRESETS[preset or "demo"]
-    config = read_config(Path(resume))
+        return PRESETS[preset] if preset else first
+    config = resumable(Path(resume), kind.command)
     try:
-        return from_config(config["options"])
+        return from_config(config["options"], kind)
     except ValueError as error:
         raise Refused(
             f"the configuration in {resume!r}, of paramtree {config['paramtree']}, can't be "
@@ -115,9 +123,11 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _run(options: LpgOptions | EvalOptions, began: float) -> None:
+def _run(options: LpgOptions | EvalOptions | GymOptions, began: float) -> None:
     if isinstance(options, LpgOptions):
         lpg.run(options, began)
+    elif isinstance(options, GymOptions):
+        gym.run(options, began)
     else:
         with refusing():
             from . import eval_lpg  # loads torch

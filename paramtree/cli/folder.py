@@ -31,21 +31,26 @@ CONFIG, METRICS, SUMMARY, CURVE = "config.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, EVALUATION, LOCK = "checkpoints", "evaluation", "lock"
 _TEMPORARY = ".{}.tmp"
 _KEPT = 2  # checkpoints, so that there is one to go back to
+_FIRST = "lpg"  # the command that is meant where none is named
 
 
 def resume_command(folder: Path) -> str:
     """What to type to go on with a run."""
-    return f"paramtree lpg --resume {shlex.quote(str(folder))}"
+    command = _FIRST
+    with contextlib.suppress(Refused):
+        command = read_config(folder)["command"]
+    return f"paramtree {command} --resume {shlex.quote(str(folder))}"
 
 
 # ------------------------------------------------------------------------- whose folder it is
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, command: str = _FIRST) -> dict[str, Any]:
     """What a run was started with.
 
     Args:
         folder: its folder.
+        command: the command that would start one.
 
     Returns:
         ``{"paramtree": version, "command": ..., "options": {...}}``.
@@ -63,12 +68,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, TypeError):
         why = f"{CONFIG} is damaged"
     raise Refused(
-        f"{str(folder)!r} holds no run ({why}); start one with paramtree lpg --out "
+        f"{str(folder)!r} holds no run ({why}); start one with paramtree {command} --out "
         f"{shlex.quote(str(folder))}"
     )
 
 
-def claim(folder: Path, options: dict[str, Any], fresh: bool, build: Callable[[], _T]) -> _T:
+def claim(
+    folder: Path,
+    options: dict[str, Any],
+    fresh: bool,
+    build: Callable[[], _T],
+    command: str = _FIRST,
+) -> _T:
     """Make a locked folder that of a new run, if what it is to do can be built.
 
     Args:
@@ -76,6 +87,7 @@ def claim(folder: Path, options: dict[str, Any], fresh: bool, build: Callable[[]
         options: what the run is started with.
         fresh: whether a run that is there is removed first.
         build: gives what the run needs, or raises ``Refused``.
+        command: the command whose run it is.
 
     Returns:
         What ``build`` gave.
@@ -84,7 +96,7 @@ def claim(folder: Path, options: dict[str, Any], fresh: bool, build: Callable[[]
         Refused: the folder is not free, or by ``build``; then it is as it was before.
     """
     require_free(folder, fresh)
-    config = {"paramtree": paramtree.__version__, "command": "lpg", "options": options}
+    config = {"paramtree": paramtree.__version__, "command": command, "options": options}
     anew = not (folder / CONFIG).exists()
     if anew:  # at once, so that a kill during the slow start leaves a run that can be resumed
         write_json(folder / CONFIG, config)

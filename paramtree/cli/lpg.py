@@ -1,10 +1,5 @@
-"""``paramtree lpg``: meta-trains a learned policy gradient, and shows how good it has become.
+"""``paramtree lpg``: meta-trains a learned policy gradient, and shows how good it has become."""
 
-torch is loaded when the folder is already this run's: a wrong one is told of at once, and a run
-that is killed in its first second can be resumed.
-"""
-
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import paramtree
 
 from . import folder as files
-from .interrupt import Interrupt, interrupts
-from .options import A2C, FREE_ON_RESUME, LpgOptions, as_flag, flat, from_config, to_config
-from .outcome import Refused, Stopped, refusing
+from . import session
+from .interrupt import Interrupt
+from .options import A2C, LpgOptions, to_config
+from .outcome import Stopped, refusing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,75 +33,8 @@ def run(options: LpgOptions, began: float) -> None:
         Stopped: the user asked for an end.
         Diverged: a number is no longer finite.
     """
-    require_numbers(options)
-    folder = options.resume or options.out or Path("runs", options.preset)
-    if options.resume is None:
-        files.require_free(folder, options.fresh)
-    else:
-        files.read_config(folder)
-    with interrupts() as interrupt, files.locked(folder):
-        if options.resume is None:
-            config = to_config(options)
-            training = files.claim(folder, config, options.fresh, lambda: build(options))
-        else:
-            keep_config(folder, options)
-            training = build(options)
-        work(options, training, folder, interrupt, began)
-
-
-def require_numbers(options: LpgOptions) -> None:
-    """Refuse numbers that the library is told of too late, or never.
-
-    Args:
-        options: the options.
-
-    Raises:
-        Refused: one is out of its range.
-    """
-    ranges = {
-        "--steps": (0, math.inf),
-        "--checkpoint-every": (0, math.inf),
-        "--evaluate": (0, math.inf),
-        "--seed": (-(2**63), 2**63 - 1),
-        "--gamma": (0, 1),
-        "--lmbda": (0, 1),
-        "--average": (0, 1 - 2**-53),
-    }
-    numbers = flat(options)
-    for name, (low, high) in ranges.items():
-        if not low <= numbers[name] <= high:
-            wanted = f"at least {low}" if high == math.inf else f"a number from {low} to {high}"
-            raise Refused(f"{name} is {numbers[name]}, expected {wanted}")
-
-
-def keep_config(folder: Path, options: LpgOptions) -> None:
-    """Write down what may change when a run goes on; refuse what may not.
-
-    Args:
-        folder: the run's folder, locked.
-        options: the options that are now asked for.
-
-    Raises:
-        Refused: others than ``FREE_ON_RESUME`` differ from what the folder has, or the run has done
-            more steps than these.
-    """
-    config = files.read_config(folder)
-    with refusing():
-        before = from_config(config["options"])
-    old, new = flat(before), flat(replace(options, out=None, resume=None, fresh=False))
-    changed = [name for name in old if old[name] != new[name]]
-    free = [as_flag(name) for name in FREE_ON_RESUME]
-    fixed = [f"{name} (is {old[name]}, not {new[name]})" for name in changed if name not in free]
-    if fixed:
-        raise Refused(
-            f"--resume takes the options from {str(folder)!r}, and these can't change on the way: "
-            f"{', '.join(fixed)}; leave them out, or start another run with --out"
-        )
-    done = files.last_step(folder)
-    if options.steps < done:
-        raise Refused(f"--steps is {options.steps}, but the run has done {done}; give more or none")
-    if changed:
-        files.write_json(folder / files.CONFIG, {**config, "options": to_config(options)})
+    ranges = {"--lmbda": (0, 1), "--average": (0, 1 - 2**-53)}
+    session.run(session.Job(build, work, ranges), options, Path("runs", options.preset), began)
 
 
 def build(options: LpgOptions) -> "Training":

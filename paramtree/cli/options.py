@@ -1,18 +1,22 @@
-"""Options of the commands, the presets that give their defaults, and the tuned constants of A2C.
+"""Options of ``lpg`` and ``eval-lpg``, with the presets that give their defaults; options as data.
 
 Nothing here loads torch, so that ``--help`` is quick. A preset is a whole set of options; an option
 that is given on the command line wins over it. What a run was started with is kept in its folder,
 as ``to_config`` gives it, and read back by ``from_config``.
+
+Options of a command that trains say what it is called (``command``) and which of them may change
+when a run goes on (``free_on_resume``).
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_origin
 
 from tyro.conf import Positional, arg
 
-_Folder = Annotated[Path | None, arg(metavar="DIR")]
+Folder = Annotated[Path | None, arg(metavar="DIR")]
+_Options = TypeVar("_Options")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,9 @@ class Evaluation:
 class LpgOptions:
     """Meta-train a learned policy gradient: one recurrent network writes all agents' updates."""
 
+    command: ClassVar[str] = "lpg"
+    free_on_resume: ClassVar[tuple[str, ...]] = ("steps", "checkpoint_every")
+
     preset: Literal["demo", "groove", "paper"] = "groove"
     """Where the defaults of the other options come from."""
     levels: tuple[str, ...] = ("all",)
@@ -111,9 +118,9 @@ class LpgOptions:
     """Tasks that are worked on at once, for less memory; None for all of a distribution."""
     seed: int = 0
     """Seed of everything random."""
-    out: _Folder = None
+    out: Folder = None
     """Folder of a new run; None for runs/PRESET."""
-    resume: _Folder = None
+    resume: Folder = None
     """Folder of the run to go on with, under the options that it was started with."""
     fresh: bool = False
     """Whether a run that --out holds is removed first."""
@@ -145,7 +152,7 @@ class EvalOptions:
     """Copies of its world in which each agent acts; None for the number in the rule's training."""
     seed: int = 0
     """Seed of the levels and of everything else."""
-    out: _Folder = None
+    out: Folder = None
     """Folder for summary.json and curve.png; None for the table alone."""
     threads: int | None = None
     """Threads of each operation; None for one a processor."""
@@ -209,7 +216,6 @@ A2C = A2CConstants(
 )
 
 _NOT_KEPT = ("out", "resume", "fresh")  # where a run lies is no part of what it is
-FREE_ON_RESUME = ("steps", "checkpoint_every")  # these don't change a step
 
 
 # ------------------------------------------------------------------- options as plain data
@@ -236,25 +242,31 @@ def as_flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def to_config(options: LpgOptions) -> dict[str, Any]:
+def to_config(options: Any) -> dict[str, Any]:
     """Options as what JSON knows, but for where the run lies.
 
     Args:
-        options: the options.
+        options: the options of a command that trains.
 
     Returns:
         ``{"preset": ..., "network": {"cell": ...}, ...}``.
     """
-    config = asdict(options)
-    kept = {name: value for name, value in config.items() if name not in _NOT_KEPT}
-    return {**kept, "levels": list(options.levels)}
+    config = _plain(asdict(options))
+    return {name: value for name, value in config.items() if name not in _NOT_KEPT}
 
 
-def from_config(config: Any) -> LpgOptions:
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_config(config: Any, kind: type[_Options] = LpgOptions) -> _Options:
     """Options that ``to_config`` made plain.
 
     Args:
         config: what it gave.
+        kind: the class of the options.
 
     Returns:
         The options, with ``out`` and ``resume`` None.
@@ -262,11 +274,10 @@ def from_config(config: Any) -> LpgOptions:
     Raises:
         ValueError: a name is missing, or one is not known.
     """
-    options = _filled(LpgOptions, config, _NOT_KEPT)
-    return LpgOptions(**{**options, "levels": tuple(options["levels"])})
+    return _filled(kind, config, _NOT_KEPT)
 
 
-def _filled(kind: type, config: Any, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+def _filled(kind: Any, config: Any, optional: tuple[str, ...] = ()) -> Any:
     if not isinstance(config, Mapping):
         raise ValueError(f"the options hold {config!r}, expected {kind.__name__.lower()}")
     wanted = [field for field in fields(kind) if field.name not in optional]
@@ -274,9 +285,11 @@ def _filled(kind: type, config: Any, optional: tuple[str, ...] = ()) -> dict[str
     if differ:
         names = ", ".join(sorted(as_flag(name) for name in differ))
         raise ValueError(f"its options are not those of this version of paramtree: {names}")
-    return {
-        field.name: field.type(**_filled(field.type, config[field.name]))
-        if isinstance(field.type, type) and is_dataclass(field.type)
-        else config[field.name]
-        for field in wanted
-    }
+    return kind(**{field.name: _value(field.type, config[field.name]) for field in wanted})
+
+
+def _value(kind: Any, value: Any) -> Any:
+    """A field's value, of its own type where JSON has another."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _filled(kind, value)
+    return tuple(value) if get_origin(kind) is tuple else value

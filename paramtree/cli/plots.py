@@ -27,20 +27,56 @@ def draw(path: Path, *, history: list[dict[str, Any]], results: dict[str, Tensor
         history: metrics of the meta-training by step, ``step`` and ``reward`` among them; or none.
         results: rewards by name, ``[n, U]`` or ``[n]``, from ``evaluation.contest``; or none.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = [bool(history), bool(results)]
-    wide = _SIZE[0] if all(panels) else _SIZE[0] * 0.55
-    figure = Figure(figsize=(wide, _SIZE[1]), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, max(sum(panels), 1), squeeze=False)[0])
+    figure, axes = _figure(bool(history) + bool(results))
     if history:
         _meta_training(axes.pop(0), history)
     if results:
         _lives(axes.pop(0), results)
     for empty in axes:
         _furnish(empty, "no steps yet", "meta-step", "")
+    _write(path, figure)
+
+
+def draw_returns(
+    path: Path, title: str, *, history: list[dict[str, Any]], evaluated: float | None
+) -> None:
+    """Draw the returns of the episodes that an agent was trained in.
+
+    Args:
+        path: the picture, a png.
+        title: what it was trained for.
+        history: metrics of the training, ``step`` and a list ``returns`` among them; or none.
+        evaluated: mean return after the last step, if there was an evaluation.
+    """
+    figure, (axes,) = _figure(1)
+    ended = [(row["step"], x) for row in history for x in row.get("returns", [])]
+    if ended:
+        step, returns = torch.tensor(ended, dtype=torch.float64).unbind(1)
+        color = _STYLE["trained"][1]
+        axes.plot(step, returns, ".", color=color, alpha=0.3, markersize=4, markeredgewidth=0)
+        calm = _smoothed(returns, max(1, len(returns) // 20))
+        last = torch.cat([step.diff() > 0, torch.tensor([True])])  # of the episodes at each step
+        axes.plot(step[last], calm[last], color=color, linewidth=2.0)
+    _furnish(axes, title if history else "no steps yet", "step", "return of an episode")
+    if evaluated is not None:
+        axes.axhline(evaluated, color=_INK, linewidth=1.0, linestyle="--")
+        last = history[-1]["step"] if history else 1
+        _label(axes, last, [(evaluated, f"evaluated: {evaluated:.4g}", _INK)])
+    _write(path, figure)
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    """A figure with so many panels side by side, at least one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    wide = _SIZE[0] if panels > 1 else _SIZE[0] * 0.55
+    figure = Figure(figsize=(wide, _SIZE[1]), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, max(panels, 1), squeeze=False)[0])
+
+
+def _write(path: Path, figure: Any) -> None:
     out = io.BytesIO()
     figure.savefig(out, format="png", facecolor="white")
     files.write(path, out.getvalue())

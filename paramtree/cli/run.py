@@ -1,7 +1,8 @@
 """A training in its folder: stopped, killed and gone on with, it ends with the same bits.
 
-A training's state is one tree, and a step is a pure function of it. So the only thing to do for an
-exact resume is to begin with the last state that was saved, and to cut the metrics back to it.
+A training's state is one tree, and a step is a function of it alone. So the only thing to do for an
+exact resume is to begin with the last state that was saved, and to cut the metrics back to it. What
+a step counts is its training's matter: ``state["step"]`` says how far it is.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -48,6 +49,21 @@ def set_up(threads: int, device: str) -> None:
 # ------------------------------------------------------------------------------- training
 
 
+class Words(NamedTuple):
+    """How a training is spoken of: its name, what metrics come to, and what helps against NaN."""
+
+    job: str
+    told: Callable[[dict[str, Any]], str]
+    remedy: str
+
+
+META_TRAINING = Words(
+    "meta-training",
+    lambda row: f"reward {row.get('reward', math.nan):.4f}",
+    "a smaller --meta-rate or --meta-clip",
+)
+
+
 def train(
     training: Training,
     key: Tensor,
@@ -59,6 +75,7 @@ def train(
     interrupt: Interrupt,
     console: Console,
     began: float,
+    words: Words = META_TRAINING,
 ) -> TensorDict:
     """Train in a folder, from its last checkpoint on.
 
@@ -66,12 +83,13 @@ def train(
         training: the training.
         key: key of its first state.
         folder: the run's folder, locked.
-        steps: number of the last step.
+        steps: number of the last step; where a step of the training is several, it may do more.
         checkpoint_every: seconds between checkpoints.
         metadata: what is written into them, beside the ``step``.
         interrupt: whether to stop.
         console: where progress is shown.
         began: the ``time.monotonic()`` from which the run's seconds count.
+        words: how the training is spoken of.
 
     Returns:
         The state after the last step, which is saved.
@@ -85,14 +103,14 @@ def train(
     step = int(state["step"])
     began -= files.cut_metrics(folder, step)
     saved, due = step, time.monotonic() + checkpoint_every
-    with _metrics_file(folder) as log, progress(console, "meta-training", steps, step) as show:
+    with _metrics_file(folder) as log, progress(console, words.job, steps, step) as show:
         while step < steps and not interrupt.asked:
             state, metrics = training.step(state)
-            step += 1
+            step = int(state["step"])
             row = _row(step, metrics, time.monotonic() - began)
-            _require_finite(row, saved)
+            _require_finite(row, saved, words.remedy)
             log(row)
-            show(step, f"reward {row.get('reward', math.nan):.4f}")
+            show(step, words.told(row))
             if time.monotonic() >= due:
                 _save(folder, state, step, metadata)
                 saved, due = step, time.monotonic() + checkpoint_every
@@ -165,15 +183,16 @@ def _metrics_file(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _row(step: int, metrics: TensorDict, seconds: float) -> dict[str, Any]:
-    numbers = {name: float(metrics[name]) for name in sorted(map(str, metrics.keys()))}
+    found = {name: metrics[name] for name in sorted(map(str, metrics.keys()))}
+    numbers = {name: x.tolist() if x.ndim else float(x) for name, x in found.items()}
     return {"step": step, **numbers, "seconds": round(seconds, 3)}
 
 
-def _require_finite(row: dict[str, Any], saved: int) -> None:
-    broken = [name for name, value in row.items() if not math.isfinite(value)]
+def _require_finite(row: dict[str, Any], saved: int, remedy: str) -> None:
+    lists = {name: value if isinstance(value, list) else [value] for name, value in row.items()}
+    broken = [name for name, values in lists.items() if not all(map(math.isfinite, values))]
     if broken:
         raise Diverged(
             f"the training diverged in step {row['step']}: {', '.join(broken)} is no longer "
-            f"finite; what is saved is step {saved}; start again with a smaller --meta-rate or "
-            "--meta-clip"
+            f"finite; what is saved is step {saved}; start again with {remedy}"
         )
