@@ -128,7 +128,7 @@ def summary(model: Model, params: Any, batch: Any, buffers: Any = None) -> Summa
 
 
 def _owned(nest: Any, owners: dict[int, Path | None], own: int) -> Any:
-    """Copy of a nest, each tensor with a storage of its own that belongs to its layer, or to none."""
+    """Copy of a nest, each tensor with its own storage, which belongs to its layer or to none."""
     leaves, structure = tree.flatten(nest)
     copies = [x.detach().clone() for x in leaves]
     for path, x in zip(structure.paths(), copies, strict=True):

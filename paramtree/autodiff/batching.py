@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch._functorch.vmap import _add_batch_dim as to_batched
+from torch._functorch.vmap import _remove_batch_dim as from_batched
 from torch._functorch.vmap import lazy_load_decompositions, vmap_increment_nesting
 
 from .. import tree
@@ -85,10 +87,10 @@ def _over(
     lazy_load_decompositions()
     with vmap_increment_nesting(size, "error") as level:
         inputs = [
-            x if axis is None else _functorch._add_batch_dim(x, axis % x.ndim, level)
+            x if axis is None else to_batched(x, axis % x.ndim, level)
             for x, axis in zip(leaves, axes, strict=True)
         ]
-        return [_functorch._remove_batch_dim(x, level, size, 0) for x in flat(*inputs)]
+        return [from_batched(x, level, size, 0) for x in flat(*inputs)]
 
 
 def _mapped(
