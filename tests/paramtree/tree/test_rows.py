@@ -99,9 +99,7 @@ def test_what_rows_refuse():
     with pytest.raises(ValueError, match="concat: no trees given"):
         tree.concat([])
     wide = tree.replace(params, {"policy.b": torch.ones(4, 2).double()})
-    with pytest.raises(
-        ValueError, match=r"'policy.b' of tree 1 has shape \(4, 2\), expected"
-    ):
+    with pytest.raises(ValueError, match=r"'policy.b' of tree 1 has shape \(4, 2\), expected"):
         tree.concat([params, wide])
     with pytest.raises(TypeError, match="'policy.b' of tree 1 is torch.float32"):
         tree.concat([params, tree.cast(params, torch.float32, "policy.b")])
