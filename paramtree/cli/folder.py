@@ -1,9 +1,9 @@
 """A run's folder, and nothing in it is ever half written.
 
     config.json     what was asked for: the command, its options, the library's version
-    metrics.jsonl   one line a step
+    metrics.jsonl   one line a step, or a round of several
     checkpoints/    the last two states, step_00000300.safetensors
-    evaluation/     the finished parts of the evaluation
+    evaluation/     the finished parts of the evaluation, where it takes long
     summary.json    its result
     curve.png       its picture
     lock            held by the process that works here
