@@ -21,9 +21,9 @@ import tyro
 
 from . import gym, lpg
 from .gym_options import GymOptions, PpoOptions, SacOptions
+from .job import resumable
 from .options import PRESETS, EvalOptions, LpgOptions, from_config
 from .outcome import Ended, Refused, refusing
-from .session import resumable
 
 _DESCRIPTION = "Learning to learn with named trees of parameters."
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import folder as files
-from . import session
+from . import job
 from .gym_options import GymOptions
 from .interrupt import Interrupt
 from .options import to_config
@@ -55,7 +55,7 @@ def run(options: GymOptions, began: float) -> None:
     folder = Path("runs", f"{options.command}-{name}")
     ranges = {f"--{name}": (0, math.inf) for name in _POSITIVE[options.command].split()}
     ranges[f"--{_SHARES[options.command]}"] = (0, 1)
-    session.run(session.Job(build, work, ranges), options, folder, began)
+    job.run(job.Job(build, work, ranges), options, folder, began)
 
 
 def build(options: GymOptions) -> Built:

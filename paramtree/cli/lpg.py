@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import paramtree
 
 from . import folder as files
-from . import session
+from . import job
 from .interrupt import Interrupt
 from .options import A2C, LpgOptions, to_config
 from .outcome import Stopped, refusing
@@ -34,7 +34,7 @@ def run(options: LpgOptions, began: float) -> None:
         Diverged: a number is no longer finite.
     """
     ranges = {"--lmbda": (0, 1), "--average": (0, 1 - 2**-53)}
-    session.run(session.Job(build, work, ranges), options, Path("runs", options.preset), began)
+    job.run(job.Job(build, work, ranges), options, Path("runs", options.preset), began)
 
 
 def build(options: LpgOptions) -> "Training":
