@@ -336,9 +336,9 @@ class _Port:
         if isinstance(space, spaces.Discrete):
             if real and action.ndim == 2 and action.shape[-1] == space.n:
                 action, real = action.argmax(-1), False
-            return space.start + self._numbers(space, action, not real)
+            return space.start + self._indices(space, action, not real, space.n)
         if isinstance(space, spaces.MultiDiscrete):
-            return space.start + self._numbers(space, action, not real)
+            return space.start + self._indices(space, action, not real, space.nvec)
         if isinstance(space, spaces.MultiBinary):
             return self._numbers(space, action, True).astype(space.dtype)
         if isinstance(space, spaces.Box):
@@ -357,6 +357,16 @@ class _Port:
             kind = "floats" if isinstance(space, spaces.Box) else "integers"
             raise TypeError(f"{self.fn}: action is {action.dtype}, expected {kind} (from {space})")
         return action.detach().cpu().numpy()
+
+    def _indices(self, space: Any, action: Tensor, fits: bool, count: Any) -> Any:
+        numbers = self._numbers(space, action, fits)
+        wrong = (numbers < 0) | (numbers >= count)
+        if wrong.any():
+            got = numbers[wrong].flat[0]
+            raise ValueError(
+                f"{self.fn}: action {got} is not there, expected one from 0 of {space}"
+            )
+        return numbers
 
     def _boxed(self, space: Any, action: Any) -> Any:
         low, high = space.low, space.high

@@ -54,10 +54,10 @@ def located(error: Exception, name: str) -> None:
     A model of named parts calls it on what a part raises, and raises the same error again.
 
     Args:
-        error: a ValueError or a TypeError; one of another kind stays as it is.
+        error: a ValueError, TypeError or RuntimeError; one of another kind stays as it is.
         name: of the part.
     """
-    if type(error) not in (TypeError, ValueError):
+    if type(error) not in (RuntimeError, TypeError, ValueError):
         return
     text, path = getattr(error, "_located", (str(error), ()))
     path = (name, *path)

@@ -122,7 +122,7 @@ def _route(fn: str, models: Mapping[str, Model], route: Any) -> Callable[..., An
                 raise ValueError(f"{fn}: a route calls {name!r}, expected one of {known}")
             try:
                 out, after[name] = models[name].apply(own[name], after[name], batch)
-            except (TypeError, ValueError) as error:
+            except (RuntimeError, TypeError, ValueError) as error:
                 located(error, name)
                 raise
             return out

@@ -37,7 +37,7 @@ def assembled(layer: str, parts: Mapping[str, Model], forward: Callable[[Call, A
             given = now.get(name, EMPTY)
             try:
                 out, after = parts[name].apply(own.get(name, EMPTY), given, x)
-            except (TypeError, ValueError) as error:
+            except (RuntimeError, TypeError, ValueError) as error:
                 located(error, name)
                 raise
             if after is not given:

@@ -74,7 +74,7 @@ def sequential(*layers: Layer, **named: Layer) -> Model:
                     x = layer(x)  # pyright: ignore[reportCallIssue]
                 else:
                     x, after = model.apply(own.get(name, EMPTY), given, x)
-            except (TypeError, ValueError) as error:
+            except (RuntimeError, TypeError, ValueError) as error:
                 if model is not None and name not in own and type(error) is ValueError:
                     raise ValueError(f"sequential: params lack {name}, or {error}") from error
                 located(error, name)

@@ -190,6 +190,8 @@ def _merged(
 ) -> dict[str, Tensor]:
     """The statistics of all that came before and of x [*batch, *shape], with `lead` batch axes."""
     dims = tuple(range(lead))
+    if 0 in x.shape[:lead]:
+        return state
     count, mean, var = (state[name] for name in _NAMES)
     if mask is None:
         more: Any = math.prod(x.shape[:lead])

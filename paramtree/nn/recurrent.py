@@ -3,7 +3,9 @@
 Time comes first. The input is x [T, *batch, n_in] and the output [T, *batch, H]; a tuple
 (x, reset, h[, c]) also gives the carry, and then the output is (out, h[, c]). A reset makes the
 carry zero before its step is processed. Reversed in time, "before" and "final" mean in the order of
-processing: such a layer begins at step T - 1 and its final carry is that after step 0.
+processing: such a layer begins at step T - 1, its final carry is that after step 0, and its resets
+are the last steps of episodes (``done``), where those of others are the first (``is_init``). In a
+layer of both directions a reset is the first step of an episode to both.
 """
 
 import math
@@ -55,7 +57,7 @@ def lstm(
         n_layers: how many layers, each on the outputs of the one before.
         bidirectional: whether a second cell reads the steps from the last to the first; outputs and
             carries are then the two concatenated, [..., 2H].
-        reverse: whether the only cell does so.
+        reverse: whether the only cell does so; its resets are then the last steps of episodes.
         dropout: rate at which what a layer gives the next one is set to zero.
         train: whether there is dropout.
         weight_init: initializer of weight_ih; default for all, as in torch: uniform on
@@ -113,7 +115,7 @@ def gru(
         n_layers: how many layers, each on the outputs of the one before.
         bidirectional: whether a second cell reads the steps from the last to the first; outputs and
             carries are then the two concatenated, [..., 2H].
-        reverse: whether the only cell does so.
+        reverse: whether the only cell does so; its resets are then the last steps of episodes.
         dropout: rate at which what a layer gives the next one is set to zero.
         train: whether there is dropout.
         weight_init: initializer of weight_ih; default for all, as in torch: uniform on
@@ -298,7 +300,8 @@ def _layer(
         for own, (_, backwards), start in zip(
             weights, cells, zip(*halves, strict=True), strict=True
         ):
-            results.append(_run(cell, x, reset, own, start, backwards))
+            starts = _ends(reset) if bidirectional and backwards else reset
+            results.append(_run(cell, x, starts, own, start, backwards))
         out, *last = [_joined(list(parts)) for parts in zip(*results, strict=True)]
         out = out.reshape(length, *batch, width)
         if isinstance(inputs, Tensor):
@@ -306,6 +309,13 @@ def _layer(
         return (out, *[c.reshape(*batch, width) for c in last]), buffers
 
     return Model(init, apply)
+
+
+def _ends(reset: Tensor | None) -> Tensor | None:
+    """The last steps of episodes [1, T, N], where a backward cell starts, from the first ones."""
+    if reset is None:
+        return None
+    return torch.cat((reset[:, 1:], torch.zeros_like(reset[:, :1])), 1)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

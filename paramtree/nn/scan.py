@@ -48,7 +48,8 @@ def scan(
         cell: the cell.
         initial: function of x at one step that makes the carry of a sequence's start; default:
             zeros, of the shapes of the carry that is given.
-        reverse: whether the steps are processed from the last to the first.
+        reverse: whether the steps are processed from the last to the first; a reset is then the
+            last step of an episode.
 
     Returns:
         Model whose input is x [T, *batch, ...], T >= 1, and gives y [T, *batch, ...]; or a tuple

@@ -69,9 +69,8 @@ def _run(
     modules = shot.make(params, inside)
     args, kwargs, taken = _arguments(modules[0], batch, shot.overwrites)
     guard = Guard(shot, key, modules, params, inside)
-    attends = shot.attends and _is_recorded([*params, *tree.leaves(batch)])
     try:
-        if guarded or shot.is_guarded or attends:
+        if guarded or shot.is_guarded or shot.attends:
             with guard:
                 out = modules[0](*args, **kwargs)
         else:
@@ -96,12 +95,13 @@ def _explain(error: Exception, guard: Guard) -> None:
         own = found.f_locals["self"]._parameters.items()
         shapes = [f"{name} {tuple(x.shape)}" for name, x in own if x is not None]
         text = f" with parameters {', '.join(shapes)}" if shapes else ""
-        error.add_note(f"from_module: in {guard.place(found)} of {guard.shot.name}{text}")
-
-
-def _is_recorded(inputs: list[Tensor]) -> bool:
-    """Whether torch.autograd records what is done to any of the inputs."""
-    return torch.is_grad_enabled() and any([x.requires_grad for x in inputs])
+        where = f"from_module: in {guard.place(found)} of {guard.shot.name}{text}"
+        if str(error).startswith("from_module: "):  # which says where
+            return
+        if type(error) in (RuntimeError, TypeError, ValueError):
+            error.args = (f"{error}; {where}",)
+        else:
+            error.add_note(where)
 
 
 def _after(

@@ -7,8 +7,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from .. import rng, tree
-from ..model import Model
-from ..rng.keys import check_key
+from ..model import Model, require_key
 from . import calls, leaves
 from .initial import Initial
 from .leaves import show
@@ -81,7 +80,7 @@ def from_module(
         parts[0].train(train)
         shot = Snapshot("from_module", parts[0])
     if key is not None:
-        check_key("from_module", key)
+        require_key("from_module", key)
         if any([path[0] == "key" for path in shot.buffers.paths]):
             raise ValueError(
                 "from_module: the module has buffers named 'key', where the key of what it draws "
@@ -103,7 +102,7 @@ def from_module(
         return tree.unflatten(memory.structure, [*states[:at], key, *states[at:]])
 
     def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
-        check_key("from_module", key)
+        require_key("from_module", key)
         fresh, states = start.draw(key)
         own = None if at is None else rng.fold_in(key, 3)
         return shot.params.nested(fresh), together(states, own)

@@ -186,10 +186,15 @@ class Guard(TorchFunctionMode):
                 if any([x is y for given in (self.params, self.buffers) for y in given]):
                     continue
                 path = tree.show_path(own[id(x)][1])
+                text = f"from_module: {self._where()} reaches {path} of the module itself"
+                if x.grad_fn is not None and not isinstance(x, nn.Parameter):
+                    raise ValueError(
+                        f"{text}, which was computed before and would be a constant; compute it in "
+                        "forward, or make it a buffer"
+                    )
                 raise ValueError(
-                    f"from_module: {self._where()} reaches {path} of the module itself, not what "
-                    "was given for it: something that isn't a module, a list of them or a function "
-                    "holds it; pass it to forward, or look it up by name there"
+                    f"{text}, not what was given for it: something that isn't a module, a list of "
+                    "them or a function holds it; pass it to forward, or look it up by name there"
                 )
 
     def _operator(self, func: Any, args: Any, kwargs: Any) -> Any:

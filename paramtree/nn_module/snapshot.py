@@ -69,6 +69,12 @@ class Snapshot:
             for name, x in (*part._parameters.items(), *part._buffers.items())
             if x is not None
         }
+        self.own |= {  # what was computed of its parameters would be a constant
+            id(x): (weakref.ref(x), (*path, name))
+            for path, part in named.values()
+            for name, x in part.__dict__.items()
+            if isinstance(x, Tensor) and x.grad_fn is not None and name not in _hooked(part)
+        }
         self.is_known = all([_is_known(part) for part in modules])
         self.is_guarded = not self.is_known or any([_is_watched(part) for part in modules])
         self.attends = any([isinstance(part, nn.MultiheadAttention) for part in modules])
@@ -185,6 +191,11 @@ class Snapshot:
 
 def _filled(slots: Slots, values: Sequence[Any]) -> dict[str, Any]:
     return {name: None if i is None else values[i] for name, i in slots}
+
+
+def _hooked(module: nn.Module) -> list[Any]:
+    """Attributes that a hook, such as that of weight_norm, computes before each forward."""
+    return [getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()]
 
 
 def _slots(values: Any, where: dict[int, int]) -> Slots:

@@ -115,19 +115,19 @@ def _disjoint(every: Leaves, sized: Leaves) -> bool:
 
 def _fused(update: Any, grads: Tree, state: Tree, params: Tree, donate: bool) -> Step | None:
     """The step by a fused kernel, or None where there's none that says the same."""
-    tail = _tail(update)
-    if not tail:
+    first, end = _tail(update)
+    if first == end:
         return None
+    tail = update.flat[first:end]
     require_tree("step", "params", params)
     p, structure = flatten(params)
     g = named_like("step", "grads", grads, structure)
     if not p or (torch.is_grad_enabled() and g[0].requires_grad):
         return None
-    first = len(update.flat) - len(tail)
     held = update.held(state)
     found: list[dict[str, Any]] = []
     slots: dict[str, Leaves] = {}
-    for stage, own in zip(tail, held[first:], strict=True):
+    for stage, own in zip(tail, held[first:end], strict=True):
         own = dict(zip(stage.names, parts(stage.fn, own, *stage.names), strict=True))
         for name in stage.slots:
             slots[name] = named_like("step", f"state[{name!r}]", own[name], structure)
@@ -162,18 +162,23 @@ def _fused(update: Any, grads: Tree, state: Tree, params: Tree, donate: bool) ->
         for name in stage.slots:
             trees[name] = moved("step", own[name]) if donate else unflatten(structure, slots[name])
         after.append(new(trees))
+    after += held[end:]
     if donate:
         moved("step", state)
     return moved("step", params) if donate else unflatten(structure, p), update.whole(after)
 
 
-def _tail(update: Any) -> list[Leafwise]:
-    """The last stages of a chain that one kernel stands for."""
+def _tail(update: Any) -> tuple[int, int]:
+    """Where in a chain the last stages begin and end that one kernel stands for."""
     stages = update.flat if isinstance(update, Chained) else []
+    end = len(stages)
+    while end and stages[end - 1].fn == "identity":
+        end -= 1
     for size in (3, 2, 1):
-        if tuple([stage.kernel for stage in stages[-size:]]) in _KERNELS:
-            return stages[-size:]
-    return []
+        first = max(end - size, 0)
+        if tuple([stage.kernel for stage in stages[first:end]]) in _KERNELS:
+            return first, end
+    return end, end
 
 
 def _fits(p: Leaves, every: Leaves, slots: list[Leaves]) -> bool:

@@ -154,7 +154,7 @@ def take(tree: TensorDictBase, rows: Rows) -> TensorDict:
     return unflatten(_resized(structure, index.shape[0]), taken)
 
 
-def drop(tree: TensorDictBase, rows: Rows) -> TensorDict:
+def drop(tree: TensorDictBase, rows: Sequence[int]) -> TensorDict:
     """Tree without some rows; the others keep their order.
 
     Args:

@@ -19,6 +19,12 @@ def test_discrete_actions_that_do_not_start_at_0():
     assert torch.equal(one_hot["action"].argmax(-1), td["action"]) and same == taken
 
 
+def test_an_action_that_is_not_there_is_told_of():
+    more = lambda x: {"logits": torch.tensor([-9e9, 0.0, -9e9, 0.0]).expand(*x.batch_size, 4)}  # noqa: E731
+    with pytest.raises(ValueError, match=r"rollout: action 3 is not there, expected one from 0 of Discrete"):
+        likes(spaces.Discrete(3), more)
+
+
 def test_several_discrete_and_binary_actions():
     def several(logits):
         return Independent(Categorical(logits=logits, validate_args=False), 1, validate_args=False)

@@ -297,3 +297,15 @@ REFUSED = [
 def test_refusals_name_what_is_wrong(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_an_empty_batch_changes_nothing():
+    layer = nn.running_normalizer(3)
+    params, buffers = layer.init(rng.key(0))
+    buffers = layer.apply(params, buffers, rng.normal(rng.key(1), (5, 3)))[1]
+    out, after = layer.apply(params, buffers, torch.zeros(0, 3))
+    assert out.shape == (0, 3) and tree.allclose(after, buffers, rtol=0, atol=0)
+    reward = nn.reward_normalizer()
+    params, buffers = reward.init(rng.key(0))
+    after = reward.apply(params, buffers, torch.zeros(4, 0))[1]
+    assert tree.allclose(after, buffers, rtol=0, atol=0)

@@ -108,6 +108,18 @@ def test_reset_zeroes_the_carry_before_its_step(kind, reverse):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
+def test_with_both_directions_an_episode_sees_itself_alone(kind):
+    layer, params, buffers, (x, _, *_) = case(kind, steps=6, bidirectional=True)
+    reset = torch.zeros(x.shape[:2], dtype=torch.bool)
+    reset[3, 0] = reset[5, 0] = reset[2, 1] = True
+    out = layer.apply(params, buffers, (x, reset))[0][0]
+    for worker, cuts in ((0, (0, 3, 5, 6)), (1, (0, 2, 6))):
+        for first, last in itertools.pairwise(cuts):
+            alone = layer(params, buffers, x[first:last, worker])
+            close(out[first:last, worker], alone)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
 def test_a_reset_keeps_nothing_of_what_came_before(kind):
     layer, params, buffers, (x, _, *carry) = case(kind, steps=5, batch=1)
     reset = torch.zeros(5, 1, dtype=torch.bool)

@@ -13,10 +13,13 @@ from torch.utils._pytree import tree_leaves
 from paramtree import (
     autodiff,
     check_grads,
+    compose,
     from_module,
     grad,
     hvp,
+    rng,
     tree,
+    value_and_grad,
     vmap,
 )
 from tests.paramtree.nn_module.modules import (
@@ -379,7 +382,7 @@ def test_threads_calls_inside_of_calls_and_exceptions_leave_no_trace():
     assert not wrong
     with pytest.raises(RuntimeError) as error:
         model.apply(params, buffers, x[:, :2])
-    (note,) = error.value.__notes__
+    note = str(error.value).split("; ")[-1]
     assert note.startswith(
         "from_module: in Conv2d at 'conv1' of ResNet18 with parameters weight (4, 3,"
     )
@@ -409,3 +412,40 @@ def test_recomputed_by_a_checkpoint():
 
     ours = grad(lambda p: autodiff.checkpoint(loss)(p))(params)
     assert_close(tree.leaves(ours), tree.leaves(grad(loss)(params)))
+
+
+def test_attention_in_evaluation_has_one_value():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, dtype=D)
+    model, params, buffers = from_module(nn.TransformerEncoder(layer, 1).eval())
+    hidden = torch.tensor([[False, False, False, True, True], [False, False, True, True, True]])
+    batch = draw("x", 2, 5, 8), {"src_key_padding_mask": hidden}
+
+    def size(params):
+        return model.apply(params, buffers, batch)[0].square().sum()
+
+    torch.testing.assert_close(size(params), value_and_grad(size)(params)[0])
+
+
+class Stale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 1)
+        self.doubled = self.inner.weight * 2
+
+    def forward(self, x):
+        return x @ self.doubled.T
+
+
+def test_what_was_computed_of_parameters_before_is_no_constant():
+    model, params, buffers = from_module(Stale())
+    with pytest.raises(ValueError, match="Stale reaches 'doubled' of .* computed before"):
+        model.apply(params, buffers, torch.ones(2, 3))
+
+
+def test_a_wrong_size_inside_of_a_larger_model_says_where():
+    inner, *_ = from_module(nn.Sequential(nn.Linear(4, 2)), reset=None)
+    net = compose(head=inner)
+    params, buffers = net.init(rng.key(0))
+    text = r"Linear at '0' of Sequential with parameters weight \(2, 4\), bias \(2,\); in head"
+    with pytest.raises(RuntimeError, match=text):
+        net(params, buffers, torch.ones(5, 7))
