@@ -81,7 +81,7 @@ def _value_and_grad(
                 raise ValueError(
                     f"{name}: argnums is {argnums}, but there are {len(args)} positional arguments"
                 )
-        if len({number % len(args) for number in numbers}) < len(numbers):
+        if len(numbers) > 1 and len({number % len(args) for number in numbers}) < len(numbers):
             raise ValueError(f"{name}: argnums is {argnums}, which names an argument twice")
         leaves, structure = flatten(tuple([args[number] for number in numbers]))
         leaves = intercepted(leaves)
@@ -179,11 +179,15 @@ def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
     call = _Call()
     with torch.enable_grad():
         # an alias keeps the outer graph of what has one; the rest gets leaves of its own
-        inputs = [x.view_as(x) if outer and x.requires_grad else call.leaf(x) for x in leaves]
+        graph = outer and any([x.requires_grad for x in leaves])
+        if graph:
+            inputs = [x.view_as(x) if x.requires_grad else call.leaf(x) for x in leaves]
+        else:
+            inputs = [x.detach().requires_grad_() for x in leaves]
+            for x in inputs:
+                x._paramtree_call = call  # pyright: ignore[reportAttributeAccessIssue]
         value, aux = flat(*inputs)
-        keep = outer and (
-            any([x.requires_grad for x in leaves]) or _reaches_out([value, *aux], call)
-        )
+        keep = graph or (outer and _reaches_out([value, *aux], call))
         if value.requires_grad and inputs:
             slopes = _slopes(value, inputs, keep)
             pairs = zip(slopes, leaves, strict=True)

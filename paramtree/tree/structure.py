@@ -185,7 +185,7 @@ def _flatten(value: Any, leaves: list[Tensor]) -> Structure:
     if isinstance(value, Tensor):
         leaves.append(value)
         return _LEAF
-    tree = as_tree(value)
+    tree = value if type(value) is TensorDict else as_tree(value)
     if tree is not None:
         source = tree._tensordict if type(tree) is TensorDict else entries(tree)
         names, children, before = tuple(sorted(source)), [], len(leaves)
@@ -233,19 +233,26 @@ def unflatten(structure: Structure, leaves: Sequence[Tensor]) -> Any:
 def _unflatten(structure: Structure, leaves: Sequence[Tensor], at: int) -> Any:
     """Nest of a structure whose leaves begin at a place of a list."""
     kind = structure.kind
+    if kind == "tree" or kind is dict:
+        named = {}
+        for name, child in zip(structure.names, structure.children, strict=True):
+            if child is _LEAF:  # what a call would do, without the call
+                named[name] = leaves[at]
+                at += 1
+            else:
+                named[name] = _unflatten(child, leaves, at)
+                at += child.count
+        if structure.order != structure.names:
+            named = {name: named[name] for name in structure.order}
+        return named if kind is dict else _tree(structure, named)
     if kind == "leaf":
         return leaves[at]
     if kind == "static":
         return structure.static
     values = []
     for child in structure.children:
-        values.append(leaves[at] if child is _LEAF else _unflatten(child, leaves, at))
+        values.append(_unflatten(child, leaves, at))
         at += child.count
-    if kind == "tree" or kind is dict:
-        named = dict(zip(structure.names, values, strict=True))
-        if structure.order != structure.names:
-            named = {name: named[name] for name in structure.order}
-        return named if kind is dict else _tree(structure, named)
     if kind is tuple:
         return tuple(values)
     if kind is list:

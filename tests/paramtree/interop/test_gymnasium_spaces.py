@@ -21,7 +21,7 @@ def test_discrete_actions_that_do_not_start_at_0():
 
 def test_an_action_that_is_not_there_is_told_of():
     more = lambda x: {"logits": torch.tensor([-9e9, 0.0, -9e9, 0.0]).expand(*x.batch_size, 4)}  # noqa: E731
-    with pytest.raises(ValueError, match=r"rollout: action 3 is not there, expected one from 0 of Discrete"):
+    with pytest.raises(ValueError, match="action 3 is not there, expected one from 0 of Discrete"):
         likes(spaces.Discrete(3), more)
 
 
