@@ -32,8 +32,9 @@ def compose(**models: Model) -> Model:
         raise ValueError(
             "compose: no models given, expected named ones, such as compose(actor=..., critic=...)"
         )
-    names = _require_models("compose", models)
-    return Model(_initial("compose", models), _route("compose", models, names))
+    for name, model in models.items():
+        require_model("compose", name, model)
+    return Model(_initial("compose", models), _route("compose", models, models, list(models)))
 
 
 def methods(models: Mapping[str, Model], **routes: Any) -> Any:
@@ -53,7 +54,8 @@ def methods(models: Mapping[str, Model], **routes: Any) -> Any:
     ``evaluate=["torso", "critic"]``.
 
     Args:
-        models: the parts, layers or models; params and buffers nest by these names.
+        models: the parts, layers or models; params and buffers nest by these names. What
+            ``methods`` gave is a part too, and ``"agent.act"`` then names its method ``act``.
         routes: for each method the name of a part, a list of names to run in order, or a function
             ``fn(call, batch)`` in which ``call(name, batch)`` gives a part's output, as often as
             one likes.
@@ -66,10 +68,10 @@ def methods(models: Mapping[str, Model], **routes: Any) -> Any:
             begins with an underscore or is a keyword of Python; when applied, as in ``compose``.
         TypeError: a part isn't a pair of functions, or a route is of another kind.
     """
-    known = _require_models("methods", models)
-    if not known or not routes:
+    parts = _parts("methods", models)
+    if not models or not routes:
         raise ValueError(
-            f"methods: got {len(known)} models and {len(routes)} routes, expected some of both, "
+            f"methods: got {len(models)} models and {len(routes)} routes, expected some of both, "
             'such as methods({"encoder": ...}, encode="encoder")'
         )
     for name, route in routes.items():
@@ -77,11 +79,11 @@ def methods(models: Mapping[str, Model], **routes: Any) -> Any:
             raise ValueError(f"methods: a route is named {name!r}, expected another name")
         steps = [route] if isinstance(route, str) else route
         if isinstance(steps, list) and steps and all([isinstance(step, str) for step in steps]):
-            unknown = [step for step in steps if step not in models]
+            unknown = [step for step in steps if step not in parts]
             if unknown:
                 raise ValueError(
                     f"methods: route {name} goes through {', '.join(unknown)}, expected some of "
-                    f"{', '.join(known)} (from models)"
+                    f"{', '.join(parts)} (from models)"
                 )
         elif not callable(route):
             raise TypeError(
@@ -89,7 +91,7 @@ def methods(models: Mapping[str, Model], **routes: Any) -> Any:
                 "function of (call, batch)"
             )
     init = _initial("methods", models)
-    made = [Model(init, _route("methods", models, route)) for route in routes.values()]
+    made = [Model(init, _route("methods", models, parts, route)) for route in routes.values()]
     return namedtuple("Methods", ["init", *routes])(init, *made)
 
 
@@ -105,8 +107,10 @@ def _initial(fn: str, models: Mapping[str, Model]) -> Callable[[Tensor], Any]:
     return init
 
 
-def _route(fn: str, models: Mapping[str, Model], route: Any) -> Callable[..., Any]:
-    """The ``apply`` of a way through models: a name, a list of names, or a function."""
+def _route(
+    fn: str, models: Mapping[str, Any], parts: Mapping[str, Model], route: Any
+) -> Callable[..., Any]:
+    """The ``apply`` of a way through parts of models: a name, a list of names, or a function."""
     names = [route] if isinstance(route, str) else route
 
     def apply(params: TensorDict, buffers: TensorDict, batch: Any) -> tuple[Any, TensorDict]:
@@ -117,13 +121,14 @@ def _route(fn: str, models: Mapping[str, Model], route: Any) -> Callable[..., An
         after = dict(old)
 
         def call(name: str, batch: Any) -> Any:
-            if name not in models:
-                known = ", ".join(models)
+            if name not in parts:
+                known = ", ".join(parts)
                 raise ValueError(f"{fn}: a route calls {name!r}, expected one of {known}")
+            place = name if name in models else name.rpartition(".")[0]
             try:
-                out, after[name] = models[name].apply(own[name], after[name], batch)
+                out, after[place] = parts[name].apply(own[place], after[place], batch)
             except (RuntimeError, TypeError, ValueError) as error:
-                located(error, name)
+                located(error, place)
                 raise
             return out
 
@@ -141,13 +146,19 @@ def _route(fn: str, models: Mapping[str, Model], route: Any) -> Callable[..., An
     return apply
 
 
-def _require_models(fn: str, models: Mapping[str, Model]) -> list[str]:
-    """Names of the models, after a look at each."""
+def _parts(fn: str, models: Any) -> dict[str, Model]:
+    """What a route may go through: models by their names, and methods by ``name.method``."""
     if not isinstance(models, Mapping):
         raise TypeError(f"{fn}: models is a {type(models).__name__}, expected {{name: model}}")
+    found: dict[str, Model] = {}
     for name, model in models.items():
-        require_model(fn, str(name), model)
-    return list(models)
+        fields = getattr(model, "_fields", ())
+        if fields[:1] == ("init",) and not isinstance(model, Model):
+            found |= {f"{name}.{route}": getattr(model, route) for route in fields[1:]}
+        else:
+            require_model(fn, str(name), model)
+            found[name] = model
+    return found
 
 
 def _require_parts(fn: str, argument: str, value: Any, models: Mapping[str, Model]) -> None:

@@ -108,6 +108,32 @@ def test_a_route_may_be_a_function_that_calls_parts_as_often_as_it_likes():
         twins.scaled(params, buffers, x)
 
 
+def test_methods_are_parts_of_methods():
+    outer = methods(
+        {"agent": AGENT, "head": td_model(nn.linear(2, 3), "logits", "out")},
+        play=["agent.act", "head"],
+        judge="agent.evaluate",
+        both=lambda call, td: (
+            call("agent.act", td)["hidden"],
+            call("agent.evaluate", td)["hidden"],
+        ),
+    )
+    params, buffers = outer.init(rng.key(4))
+    assert sorted(params.keys()) == ["agent", "head"] and "torso" in params["agent"].keys()
+    params, td = double(params), agent_and_batch()[2]
+    value = AGENT.evaluate(params["agent"], buffers["agent"], td)["state_value"]
+    assert torch.equal(outer.judge(params, buffers, td)["state_value"], value)
+    assert outer.play(params, buffers, td)["out"].shape == (3, 3)
+    assert torch.equal(*outer.both(params, buffers, td))
+    wrong = TensorDict({"observation": draw(3, 7)}, [3])
+    with pytest.raises(ValueError, match="; in agent.torso.linear_0$"):
+        outer.play(params, buffers, wrong)
+    with pytest.raises(
+        ValueError, match="goes through agent, expected some of agent.act, agent.ev"
+    ):
+        methods({"agent": AGENT}, play="agent")
+
+
 def test_methods_compile_and_map_over_tasks():
     keys = rng.split(rng.key(3), 3)
     stacked, buffers = vmap(AGENT.init)(keys)
