@@ -52,9 +52,10 @@ def from_module(
 
     ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM`` run step by step where torch's fused functions have no
     rule, inside vmap, or would draw; so does attention, whose second derivative is right too. A
-    full backward hook has no rule for torch.func. Compiled code that maps a gradient, and maps
-    nothing beside what it is taken in, doesn't know that it maps: torch then refuses those
-    functions, and running statistics that are shared.
+    full backward hook has no rule for torch.func. Batch norm with ``momentum=None`` reads its count
+    on the host, so in training it neither maps nor compiles; ``nn.batch_norm`` does both. Compiled
+    code that maps a gradient, and maps nothing beside what it is taken in, doesn't know that it
+    maps: torch then refuses those functions, and running statistics that are shared.
 
     Args:
         module: the module.
