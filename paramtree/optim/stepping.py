@@ -196,7 +196,7 @@ def _fits(p: Leaves, every: Leaves, slots: list[Leaves]) -> bool:
 
 def _dense(g: Leaves) -> Leaves:
     """Gradients row by row: those of a matrix product come transposed."""
-    return [x if x.is_contiguous() else x.contiguous() for x in g]
+    return g if all(map(Tensor.is_contiguous, g)) else [x.contiguous() for x in g]
 
 
 def _copies(own: Leaves) -> Leaves:
