@@ -1,6 +1,6 @@
 """Trees to look at: what a model holds, and what it costs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -107,7 +107,8 @@ def summary(model: Model, params: Any, batch: Any, buffers: Any = None) -> Summa
     if buffers is None:
         buffers = model.init(rng.key(0))[1]
     owners: dict[int, Path | None] = {}
-    given = [_owned(nest, owners, own) for nest, own in ((params, 1), (buffers, 1), (batch, 0))]
+    owned = _copied(params, owners, True), _copied(buffers, owners, True)
+    given = *owned, _copied(batch, owners, False)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter, _Attribution(counter, owners) as parts:
         model.apply(*given)
@@ -127,7 +128,7 @@ def summary(model: Model, params: Any, batch: Any, buffers: Any = None) -> Summa
     return Summary(rows, size, memory, counter.get_total_flops())
 
 
-def _owned(nest: Any, owners: dict[int, Path | None], own: int) -> Any:
+def _copied(nest: Any, owners: dict[int, Path | None], own: bool) -> Any:
     """Copy of a nest, each tensor with its own storage, which belongs to its layer or to none."""
     leaves, structure = tree.flatten(nest)
     copies = [x.detach().clone() for x in leaves]
@@ -157,13 +158,13 @@ class _Attribution(TorchDispatchMode):
         before = self.counter.get_total_flops()
         out = func(*args, **kwargs)
         flops = self.counter.get_total_flops() - before
-        read = {_storage(x): x for x in _tensors((args, kwargs))}
+        read = {_storage(x): x for x in tree.leaves((args, kwargs))}
         found = [self.owners[number] for number in read if number in self.owners]
         layers = [path for path in found if path is not None]
         layer = _ancestor(layers) if layers else None
         if layer is not None or flops:
             self.steps.append((layer, flops))
-        for x in _tensors(out):
+        for x in tree.leaves(out):
             if _storage(x) not in read and found:
                 self.owners[_storage(x)] = None if None in found else layer
                 self.kept.append(x)
@@ -172,19 +173,22 @@ class _Attribution(TorchDispatchMode):
     def by_layer(self) -> dict[Path, int]:
         """FLOPs of each layer that has any."""
         sums: dict[Path, int] = {}
-        for at, (layer, flops) in enumerate(self.steps):
-            if not flops:
-                continue
+        before: list[Path] = []  # the last layer that was used, if there was one
+        waiting = 0  # FLOPs of operations on activations since then
+        for layer, flops in self.steps:
             if layer is None:
-                before = [path for path, _ in self.steps[:at] if path is not None][-1:]
-                after = [path for path, _ in self.steps[at:] if path is not None][:1]
-                layer = _ancestor(before + after) if before or after else ()
-            sums[layer] = sums.get(layer, 0) + flops
+                waiting += flops
+                continue
+            if waiting:
+                around = _ancestor([*before, layer])
+                sums[around] = sums.get(around, 0) + waiting
+            before, waiting = [layer], 0
+            if flops:
+                sums[layer] = sums.get(layer, 0) + flops
+        if waiting:
+            last = before[0] if before else ()
+            sums[last] = sums.get(last, 0) + waiting
         return sums
-
-
-def _tensors(nest: Any) -> Iterable[Tensor]:
-    return [x for x in tree.leaves(nest) if isinstance(x, Tensor)]
 
 
 def _ancestor(paths: Sequence[Path]) -> Path:

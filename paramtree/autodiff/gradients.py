@@ -180,12 +180,7 @@ def _direct(flat: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
     with torch.enable_grad():
         # an alias keeps the outer graph of what has one; the rest gets leaves of its own
         graph = outer and any([x.requires_grad for x in leaves])
-        if graph:
-            inputs = [x.view_as(x) if x.requires_grad else call.leaf(x) for x in leaves]
-        else:
-            inputs = [x.detach().requires_grad_() for x in leaves]
-            for x in inputs:
-                x._paramtree_call = call  # pyright: ignore[reportAttributeAccessIssue]
+        inputs = [x.view_as(x) if graph and x.requires_grad else call.leaf(x) for x in leaves]
         value, aux = flat(*inputs)
         keep = graph or (outer and _reaches_out([value, *aux], call))
         if value.requires_grad and inputs:

@@ -40,7 +40,7 @@ class Model(NamedTuple):
             fresh, other = tree.flatten(after)
             tree.require_same("model", ("the buffers", structure), ("what came back", other))
             rows = zip(structure.paths(), old, fresh, strict=True)
-            changed = [tree.show_path(path).strip("'") for path, a, b in rows if a is not b]
+            changed = [_bare(path) for path, a, b in rows if a is not b]
             if changed:
                 raise ValueError(
                     f"model: this model updates its buffers ({', '.join(changed)}); use apply"
@@ -62,10 +62,12 @@ def located(error: Exception, name: str) -> None:
     text, path = getattr(error, "_located", (str(error), ()))
     path = (name, *path)
     error._located = text, path  # pyright: ignore[reportAttributeAccessIssue]
-    error.args = (f"{text}; in {tree.show_path(path).strip(_QUOTE)}",)
+    error.args = (f"{text}; in {_bare(path)}",)
 
 
-_QUOTE = "'"
+def _bare(path: tuple[str, ...]) -> str:
+    """A path without quotes, where it needs none."""
+    return tree.show_path(path).strip("'")
 
 
 def require_key(fn: str, key: Any) -> None:

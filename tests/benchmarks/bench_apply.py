@@ -11,11 +11,11 @@ fails. Only width 64 at batch 32 has targets. One model runs in one thread, the 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from measuring import line, seconds
+from measuring import line, require_close, seconds
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
@@ -33,6 +33,7 @@ TARGETS = {
     "100 stacked against baddbmm": 2.5,
 }
 STACK = 100
+ATOL = 1e-6
 
 
 def module_of(width: int) -> torch.nn.Sequential:
@@ -45,13 +46,6 @@ def params_of(module: torch.nn.Sequential) -> TensorDict:
     linears = [module[2 * i] for i in range(3)]
     layers = [tree.new({"weight": linear.weight, "bias": linear.bias}) for linear in linears]
     return tree.new({f"linear_{i}": layer for i, layer in enumerate(layers)})
-
-
-def require_close(name: str, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    """Fail where a peer's numbers aren't ours."""
-    for x, y in zip(found, wanted, strict=True):
-        if not torch.allclose(x, y, rtol=1e-3, atol=1e-6 + 1e-3 * float(y.abs().max())):
-            raise AssertionError(f"{name}: the numbers are not ours")
 
 
 def compared(name: str, size: str, ours: Any, peers: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -75,12 +69,14 @@ def bench_one(width: int, batch: int) -> Iterator[dict[str, Any]]:
     with torch.no_grad():
         peers = {"nn.Module": lambda: module(x), "functional_call": lambda: called(named)}
         for name, run in peers.items():
-            require_close(name, [run()], [net.apply(params, buffers, x)[0]])
+            require_close(name, [run()], [net.apply(params, buffers, x)[0]], ATOL)
         yield from compared("apply", size, lambda: net.apply(params, buffers, x), peers)
 
         model, td = td_model(net, "observation", "out"), TensorDict({"observation": x}, [batch])
         peer = TensorDictModule(module, ["observation"], ["out"])
-        require_close("TensorDictModule", [peer(td)["out"]], [model(params, buffers, td)["out"]])
+        require_close(
+            "TensorDictModule", [peer(td)["out"]], [model(params, buffers, td)["out"]], ATOL
+        )
         yield from compared(
             "TensorDict model",
             size,
@@ -93,7 +89,7 @@ def bench_one(width: int, batch: int) -> Iterator[dict[str, Any]]:
     ours = value_and_grad(lambda p: net(p, buffers, x).square().mean())
     theirs = grad_and_value(lambda p: called(p).square().mean())
     slopes = [theirs(named)[0][f"{2 * i}.{kind}"] for i in range(3) for kind in ("bias", "weight")]
-    require_close("grad_and_value", slopes, tree.leaves(ours(free)[1]))
+    require_close("grad_and_value", slopes, tree.leaves(ours(free)[1]), ATOL)
     yield from compared(
         "value and gradient",
         size,
@@ -127,7 +123,7 @@ def bench_stacked(width: int, batch: int) -> Iterator[dict[str, Any]]:
     }
     with torch.no_grad():
         for name, run in peers.items():
-            require_close(name, list(run()), list(stacked(params, empty, x)[0]))
+            require_close(name, list(run()), list(stacked(params, empty, x)[0]), ATOL)
         yield from compared(f"{STACK} stacked", size, lambda: stacked(params, empty, x)[0], peers)
 
 

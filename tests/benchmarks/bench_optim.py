@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torchopt
 from bench_meta_modes import peak_memory
-from measuring import Run, line, seconds
+from measuring import Run, line, require_close, seconds
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -36,13 +36,6 @@ NETWORKS = {(64, 32): 0.6, (256, 256): 1.0}  # width and batch, and the target f
 STEPS, LR = 10, 1e-3
 OPTAX = Path(__file__).with_name("optax_adam.py")
 JAX_PYTHON = Path(__file__).parents[2] / ".venv-jax/bin/python"
-
-
-def require_close(name: str, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    """Fail where a peer's numbers aren't ours."""
-    for x, y in zip(found, wanted, strict=True):
-        if not torch.allclose(x, y, rtol=1e-3, atol=1e-5 + 1e-3 * float(y.abs().max())):
-            raise AssertionError(f"{name}: the numbers are not ours")
 
 
 # ---- a step

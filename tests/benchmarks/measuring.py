@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 Run = Callable[[], Any]
 
 
@@ -32,3 +35,12 @@ def line(
     """What is printed; a comparison without a target is for information."""
     measured = {"name": name, "ours": ours, "peer": peer, "peer_name": peer_name}
     return measured | {"ratio": ours / peer, "target": target} | more
+
+
+def require_close(
+    name: str, found: Sequence[Tensor], wanted: Sequence[Tensor], atol: float = 1e-5
+) -> None:
+    """Fail where a peer's numbers aren't ours."""
+    for x, y in zip(found, wanted, strict=True):
+        if not torch.allclose(x, y, rtol=1e-3, atol=atol + 1e-3 * float(y.abs().max())):
+            raise AssertionError(f"{name}: the numbers are not ours")
