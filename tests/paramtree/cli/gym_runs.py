@@ -1,6 +1,7 @@
 """What the tests of ``paramtree ppo`` and ``paramtree sac`` share."""
 
 import contextlib
+import json
 from importlib import import_module
 
 import torch
@@ -44,6 +45,22 @@ def killed(monkeypatch, words, rounds):
     with monkeypatch.context() as patch, contextlib.suppress(Killed):
         patch.setattr(algorithm, "make_training", make)
         main(words)
+
+
+def killed_and_whole(tmp_path, monkeypatch, words):
+    """Run a command at once, and killed three times on the way; both end with the same bits."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*words, "--out", str(whole)]) == 0
+    killed(monkeypatch, [*words, "--out", str(parts)], 3)
+    for rounds in (0, 2):
+        killed(monkeypatch, [words[0], "--resume", str(parts)], rounds)
+    assert main([words[0], "--resume", str(parts)]) == 0
+    assert different(whole, parts) == []
+    assert timeless(whole) == timeless(parts)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, parts)]
+    assert all(summary.pop("seconds") > 0 for summary in summaries)
+    assert summaries[0] == summaries[1]
+    return parts
 
 
 def timeless(folder):

@@ -25,7 +25,7 @@ from paramtree.interop.gymnasium import evaluate
 from tests.paramtree.cli.gym_runs import (
     changed,
     different,
-    killed,
+    killed_and_whole,
     one_thread,
     snapshot,
     timeless,
@@ -48,19 +48,9 @@ def tiny(*words, evaluate=0):
 
 @pytest.mark.parametrize("more", ["", PENDULUM], ids=["CartPole", "Pendulum"])
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, monkeypatch, more):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
     words = tiny("--steps", 250, *more.split(), evaluate=2)
-    assert main([*words, "--out", str(whole)]) == 0
-    killed(monkeypatch, [*words, "--out", str(parts)], 3)
-    for rounds in (0, 2):
-        killed(monkeypatch, ["ppo", "--resume", str(parts)], rounds)
-    assert main(["ppo", "--resume", str(parts)]) == 0
-    assert different(whole, parts) == []
-    assert timeless(whole) == timeless(parts)
+    parts = killed_and_whole(tmp_path, monkeypatch, words)
     assert [row["step"] for row in timeless(parts)] == list(range(32, 257, 32))
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, parts)]
-    assert all(summary.pop("seconds") > 0 for summary in summaries)
-    assert summaries[0] == summaries[1]
 
 
 def test_ctrl_c_finishes_the_round_and_says_how_to_go_on(tmp_path):

@@ -21,8 +21,7 @@ from paramtree.cli.gym_options import SacLearning, SacOptions
 from paramtree.cli.world import World
 from tests.paramtree.cli.gym_runs import (
     changed,
-    different,
-    killed,
+    killed_and_whole,
     one_thread,
     snapshot,
     timeless,
@@ -46,19 +45,9 @@ def tiny(*words, evaluate=0):
     "more", ["", "--normalize-observations --critic-rate 1e-3"], ids=["plain", "more"]
 )
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, monkeypatch, more):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
     words = tiny("--steps", 78, *more.split(), evaluate=2)
-    assert main([*words, "--out", str(whole)]) == 0
-    killed(monkeypatch, [*words, "--out", str(parts)], 3)
-    for rounds in (0, 2):
-        killed(monkeypatch, ["sac", "--resume", str(parts)], rounds)
-    assert main(["sac", "--resume", str(parts)]) == 0
-    assert different(whole, parts) == []
-    assert timeless(whole) == timeless(parts)
+    parts = killed_and_whole(tmp_path, monkeypatch, words)
     assert [row["step"] for row in timeless(parts)] == list(range(10, 81, 10))
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, parts)]
-    assert all(summary.pop("seconds") > 0 for summary in summaries)
-    assert summaries[0] == summaries[1]
 
 
 @pytest.fixture(scope="module")
