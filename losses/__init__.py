@@ -150,6 +150,7 @@ from .distributional import categorical_td_loss as categorical_td_loss
 from .distributions import distribution as distribution
 from .distributions import joint as joint
 from .distributions import kl_divergence as kl_divergence
+from .drift import mirror_loss as mirror_loss
 from .e_step import mpo_temperature_dual as mpo_temperature_dual
 from .e_step import mpo_weights as mpo_weights
 from .e_step import vmpo_temperature_dual as vmpo_temperature_dual

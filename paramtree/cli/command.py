@@ -19,9 +19,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from . import gym, lpg
+from . import gym, lpg, mgrl
 from .gym_options import GymOptions, PpoOptions, SacOptions
 from .job import resumable
+from .look_options import LookOptions
+from .mgrl_options import MgrlOptions
 from .options import PRESETS, EvalOptions, LpgOptions, from_config
 from .outcome import Ended, Refused, refusing
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]) -> LpgOptions | EvalOptions | GymOptions:
+def parse(argv: Sequence[str]) -> LpgOptions | EvalOptions | LookOptions | GymOptions | MgrlOptions:
     """Options of the command that the words ask for.
 
     Args:
@@ -67,13 +69,15 @@ def parse(argv: Sequence[str]) -> LpgOptions | EvalOptions | GymOptions:
 
     rule = tyro.conf.subcommand("eval-lpg")
     commands: Any = training(LpgOptions) | Annotated[EvalOptions, rule]
-    commands |= training(PpoOptions) | training(SacOptions)
+    commands |= Annotated[LookOptions, tyro.conf.subcommand("look")]
+    commands |= training(PpoOptions) | training(SacOptions) | training(MgrlOptions)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     args = list(argv) or ["--help"]
     options = tyro.cli(
         commands, prog="paramtree", description=_DESCRIPTION, args=args, config=config
     )
-    if not isinstance(options, EvalOptions) and options.resume is not None:
+    looks = isinstance(options, EvalOptions | LookOptions)
+    if not looks and options.resume is not None:
         for name, given in (("--out", options.out is not None), ("--fresh", options.fresh)):
             if given:
                 raise Refused(f"--resume goes on in its own folder; leave out {name}")
@@ -123,11 +127,19 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _run(options: LpgOptions | EvalOptions | GymOptions, began: float) -> None:
+def _run(
+    options: LpgOptions | EvalOptions | LookOptions | GymOptions | MgrlOptions, began: float
+) -> None:
     if isinstance(options, LpgOptions):
         lpg.run(options, began)
     elif isinstance(options, GymOptions):
         gym.run(options, began)
+    elif isinstance(options, MgrlOptions):
+        mgrl.run(options, began)
+    elif isinstance(options, LookOptions):
+        with refusing():
+            from . import look
+        look.run(options)
     else:
         with refusing():
             from . import eval_lpg  # loads torch

@@ -1,23 +1,37 @@
-"""``paramtree eval-lpg``: trains fresh agents with a saved rule on levels that it has not seen."""
+"""``paramtree eval-lpg``: trains fresh agents with rules on levels that no training has seen."""
 
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from tensordict import TensorDict, TensorDictBase
 
-from .. import tree
+from .. import meta, tree
 from ..checkpoint import load
-from ..envs import level_distribution
 from . import evaluation, plots, summary
 from . import folder as files
+from .evaluation import Part, Setting
 from .interrupt import interrupts
 from .options import EvalOptions, LpgOptions, from_config
 from .outcome import Refused, Stopped, refusing
+from .rivals import RIVALS
 from .run import read_checkpoint, set_up
-from .training import contestants, make_rule, training_key
+from .training import contestants, learned, make_rule, named_world, training_key
+
+_BY_HAND = (*RIVALS, "random", "optimal")
+_LENGTH, _WORKERS = 20, 64  # where no learned rule says how it was trained
+
+
+class Learned(NamedTuple):
+    """A learned rule, and how long its agents act between updates, in how many copies."""
+
+    name: str
+    length: int
+    workers: int
+    params: TensorDict
+    options: LpgOptions | None  # of its run; None for one that comes with the library
 
 
 def run(options: EvalOptions) -> None:
@@ -34,19 +48,9 @@ def run(options: EvalOptions) -> None:
     set_up(1 if options.threads is None else options.threads, options.device)
     if options.out is not None:
         require_no_results(options.out)
-    trained, params = saved_rule(options.checkpoint, options.device)
-    with refusing():
-        setting = evaluation.held_out(
-            level_distribution(options.levels),
-            options.count,
-            options.seed,
-            options.device,
-            updates=options.updates,
-            length=trained.length,
-            workers=trained.agents.workers if options.workers is None else options.workers,
-        )
-        parts = contestants(trained, params, setting)
-        if options.out is not None:  # before the long work, which would be lost
+    setting, parts = contest(options)
+    if options.out is not None:  # before the long work, which would be lost
+        with refusing():
             options.out.mkdir(parents=True, exist_ok=True)
     with interrupts() as interrupt:
 
@@ -55,12 +59,108 @@ def run(options: EvalOptions) -> None:
                 raise Stopped("stopped in the evaluation; nothing was written")
 
         results, _ = evaluation.contest(parts, console, watch=watch)
-    found = summary.summarized(results)
-    console.print(summary.table(found, evaluation.title(setting)))
+    found = summary.summarized(results, options.reference)
+    console.print(summary.table(found, evaluation.title(setting), options.reference))
     if options.out is not None:
-        plots.draw(options.out / files.CURVE, history=[], results=results)
+        plots.draw(options.out / files.CURVE, history=[], results=evaluation.curves(results))
+        files.write_json(options.out / files.RESULTS, evaluation.raw(results))
         seconds = {"seconds": round(time.monotonic() - began, 3)}
         files.write_json(options.out / files.SUMMARY, {**found, **seconds})
+
+
+def contest(options: EvalOptions) -> tuple[Setting, list[Part]]:
+    """Who meets on which levels.
+
+    Args:
+        options: the options.
+
+    Returns:
+        ``(setting, parts)``.
+
+    Raises:
+        Refused: nobody is named, a name is not known, one comes twice, the reference isn't among
+            them, or the levels can't be.
+    """
+    if options.checkpoint is None and not options.against:
+        raise Refused("no rule is given; name one, or some with --against a2c ppo")
+    first = None if options.checkpoint is None else find(options.checkpoint, options.device)
+    length, workers = (_LENGTH, _WORKERS) if first is None else (first.length, first.workers)
+    others = {n: find(n, options.device) for n in options.against if n not in _BY_HAND}
+    with refusing():
+        setting = evaluation.held_out(
+            named_world(options.levels),
+            options.count,
+            options.seed,
+            options.device,
+            updates=options.updates,
+            length=length if options.length is None else options.length,
+            workers=workers if options.workers is None else options.workers,
+        )
+        parts = [] if first is None else _trained(first, setting)
+        for name in options.against:
+            other = others.get(name)
+            parts += (
+                evaluation.opponents([name], setting)
+                if other is None
+                else [_learner(other.name, other, setting)]
+            )
+        if not options.against:
+            parts += evaluation.usual_opponents(setting)
+    names = [part.name for part in parts]
+    if len(set(names)) < len(names):
+        raise Refused(f"the rules are {', '.join(names)}, expected names that differ")
+    if options.reference not in names and options.reference != "a2c":
+        raise Refused(f"--reference is {options.reference!r}, expected one of {', '.join(names)}")
+    return setting, parts
+
+
+def _trained(rule: Learned, setting: Setting) -> list[Part]:
+    """A run's rule as it is now and as it was in the beginning, or one that comes with it."""
+    if rule.options is None:
+        return [_learner("trained", rule, setting)]
+    return contestants(rule.options, rule.params, setting)[:2]
+
+
+def _learner(name: str, rule: Learned, setting: Setting) -> Part:
+    if rule.options is not None:
+        own = learned(rule.options, setting)
+        return evaluation.learner(name, setting, *own, rule.params)
+    card = meta.rule_card(rule.name)
+    agents = {**card["agents"], "workers": setting.workers}
+    habitat = meta.lpg_population(setting.world, 1, **agents).habitat
+    return evaluation.learner(name, setting, habitat, meta.load_rule(rule.name)[0], rule.params)
+
+
+def find(name: str, device: str) -> Learned:
+    """A learned rule, by where it is or what it is called.
+
+    Args:
+        name: a run's folder, a checkpoint, or the name of a rule that comes with the library.
+        device: where its parameters go.
+
+    Returns:
+        The rule.
+
+    Raises:
+        Refused: there is none, or what is there isn't one.
+    """
+    path = Path(name)
+    if not path.exists() and len(path.parts) == 1 and not path.suffix:
+        try:
+            card = meta.rule_card(name)
+        except ValueError as error:
+            hand = ", ".join(_BY_HAND)
+            raise Refused(
+                f"{name!r} is no run, no checkpoint and none of {hand}; as a rule that comes with "
+                f"paramtree: {error}"
+            ) from None
+        with refusing():
+            params = meta.load_rule(name, device=device)[1]
+        ran = card.get("options", {})
+        workers = card["agents"].get("workers", _WORKERS)
+        return Learned(name, int(ran.get("--length", _LENGTH)), workers, params, None)
+    options, params = saved_rule(path, device)
+    return Learned(path.name, options.length, options.agents.workers, params, options)
 
 
 def require_no_results(out: Path) -> None:
@@ -74,7 +174,7 @@ def require_no_results(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise Refused(f"{str(out)!r} is not a folder; choose another for --out")
-    for name in (files.CONFIG, files.SUMMARY, files.CURVE):
+    for name in (files.CONFIG, files.SUMMARY, files.RESULTS, files.CURVE):
         if (out / name).exists():
             raise Refused(f"{str(out / name)!r} is there already; choose another folder for --out")
 

@@ -1,18 +1,23 @@
-"""How good a rule is: agents that learn from scratch on levels that nobody was trained on.
+"""How good rules are: agents that learn from scratch on levels that nobody was trained on.
 
-Each contestant trains one agent on each level, from the same levels and the same noise:
+Each contestant trains one agent on each level, from the same levels and the same noise. It may be
 
-    trained        agents of the learned rule
-    untrained      of the rule as it was before the first meta-step
-    a2c            of advantage actor-critic with tuned constants
+    trained        a learned rule
+    untrained      the same as it was before the first meta-step
+    a2c, ppo, ...  a hand-written rule, see ``rivals``
     random         nobody learns, every action is as likely
-    optimal_rate   the best reward per step that the level allows, by dynamic programming
+    optimal_rate   the best that the level allows, by dynamic programming
+
+and its result is a tree ``[n]``: ``final``, ``lifetime`` and ``return``, as ``lifetime_scores`` has
+them, and ``rewards`` ``[n, U]``, or ``[n]`` for the optimum, which has no life.
 
 Symbols: n levels, U updates of a life.
 """
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +25,19 @@ import torch
 from rich.console import Console
 from tensordict import TensorDict
 from torch import Tensor
+from torch.distributions import Categorical
 
-from .. import rng, tree
+from .. import optim, rng, tree
+from ..autodiff import vmap
 from ..checkpoint import load, load_metadata, save
-from ..envs import LevelDistribution, optimal_reward_rate, rollout
-from ..meta import Habitat, UpdateRule, a2c_habitat, a2c_rule, reward_curve
+from ..envs import LevelDistribution, optimal_return, optimal_reward_rate, rollout
+from ..meta import Habitat, UpdateRule, curve_scores, lifetime_scores
+from ..meta.lives import episode_return
 from ..model import Model
-from .options import A2CConstants
+from . import rivals
 from .progress import Show, progress
+
+MEASURES = ("final", "lifetime", "return")
 
 
 class Setting(NamedTuple):
@@ -46,7 +56,7 @@ class Part(NamedTuple):
 
     name: str
     total: int
-    curve: Callable[[Show], Tensor]  # [n, U] mean reward per step, or [n]
+    play: Callable[[Show], TensorDict]
 
 
 # --------------------------------------------------------------------------- contestants
@@ -79,7 +89,8 @@ def held_out(
     Raises:
         ValueError: a number is below 1.
     """
-    updates = world.lifetime if updates is None else updates
+    if updates is None:
+        updates = world.lifetime if isinstance(world.lifetime, int) else world.lifetime[1]
     numbers = {"levels": count, "updates": updates, "length": length, "workers": workers}
     for name, number in numbers.items():
         if number < 1:
@@ -105,43 +116,40 @@ def learner(
         The contestant.
     """
 
-    def curve(show: Show) -> Tensor:
+    def play(show: Show) -> TensorDict:
         def report(done: int, reward: Tensor) -> None:
             show(done, f"reward {float(reward.mean()):.4f}")
 
-        return reward_curve(
+        return lifetime_scores(
             habitat,
             rule,
             params,
             setting.levels,
             setting.key,
+            horizon=setting.world.max_steps,
             updates=setting.updates,
             length=setting.length,
             report=report,
         )
 
-    return Part(name, setting.updates, curve)
+    return Part(name, setting.updates, play)
 
 
-def a2c(setting: Setting, constants: A2CConstants) -> Part:
-    """Contestant that is advantage actor-critic.
+def rival(name: str, setting: Setting) -> Part:
+    """Contestant that is a hand-written rule, with its constants for these levels.
 
     Args:
+        name: the rule's, one of ``rivals.RIVALS``.
         setting: what all share.
-        constants: its hyper-parameters.
 
     Returns:
         The contestant.
+
+    Raises:
+        ValueError: there is no such rule.
     """
-    rule = a2c_rule(constants.gamma, constants.lmbda, entropy_coeff=constants.entropy_coeff)
-    habitat = a2c_habitat(
-        setting.world,
-        workers=setting.workers,
-        actor_rate=constants.actor_rate,
-        critic_rate=constants.critic_rate,
-        max_norm=constants.clip,
-    )
-    return learner("a2c", setting, habitat, rule, rule.init(setting.key)[0])
+    habitat, rule = rivals.rival(name, setting.world, setting.workers)
+    return learner(name, setting, habitat, rule, rule.init(setting.key)[0])
 
 
 def random(setting: Setting) -> Part:
@@ -154,8 +162,9 @@ def random(setting: Setting) -> Part:
         return tree.new({**tree.entries(td), "logits": logits}, td.batch_size), buffers
 
     policy = Model(lambda key: (empty, empty), act)
+    agents = {"params": empty, "buffers": empty, "level": levels}
 
-    def curve(show: Show) -> Tensor:
+    def play(show: Show) -> TensorDict:
         noise = world.env.noise(levels, rng.fold_in(key, "birth"), (n, setting.workers))
         state, rewards = world.env.reset(levels, noise), []
         for k in range(setting.updates):
@@ -165,23 +174,68 @@ def random(setting: Setting) -> Part:
             )
             rewards.append(td["next", "reward"].reshape(n, -1).mean(1))
             show(k + 1, f"reward {float(rewards[-1].mean()):.4f}")
-        return torch.stack(rewards, 1)
+        habitat = Habitat(policy, world.env, world.sample, optim.sgd(0.0), setting.workers)
+        one = partial(episode_return, habitat, world.max_steps, Categorical)
+        last = rng.split(rng.fold_in(key, "last"), n)
+        found = curve_scores(torch.stack(rewards, 1))
+        return tree.new({**tree.entries(found), "return": vmap(one)(tree.new(agents), last)}, (n,))
 
-    return Part("random", setting.updates, curve)
+    return Part("random", setting.updates, play)
 
 
 def optimum(setting: Setting) -> Part:
-    """What nobody can beat."""
+    """What nobody can beat, in a grid world whose objects stay where they are, or in a chain.
 
-    def rate(show: Show) -> Tensor:
-        n, rates = setting.levels.batch_size[0], []
+    Args:
+        setting: what all share.
+
+    Returns:
+        The contestant.
+
+    Raises:
+        ValueError: it isn't known in this world.
+    """
+    levels, longest = setting.levels, setting.world.max_steps
+    n = levels.batch_size[0]
+    optimal_return(tree.lock(levels[:1]), 0)  # refuses what can't be told, before the long work
+
+    def play(show: Show) -> TensorDict:
+        rates, returns = [], []
         for start in range(0, n, 16):
-            stop = min(start + 16, n)
-            rates.append(optimal_reward_rate(tree.lock(setting.levels[start:stop])))
-            show(stop, "")
-        return torch.cat(rates)
+            some = tree.lock(levels[start : start + 16])
+            rates.append(optimal_reward_rate(some))
+            returns.append(optimal_return(some, longest))
+            show(min(start + 16, n), "")
+        rate = torch.cat(rates)
+        rewards = {"rewards": rate, "final": rate, "lifetime": rate}
+        return tree.new({**rewards, "return": torch.cat(returns)}, (n,))
 
-    return Part("optimal_rate", setting.levels.batch_size[0], rate)
+    return Part("optimal_rate", n, play)
+
+
+def opponents(names: Sequence[str], setting: Setting) -> list[Part]:
+    """Contestants that need no training run.
+
+    Args:
+        names: hand-written rules, ``"random"`` and ``"optimal"``.
+        setting: what all share.
+
+    Returns:
+        The contestants, in this order.
+
+    Raises:
+        ValueError: a name is another, or the optimum isn't known in this world.
+    """
+    fixed = {"random": random, "optimal": optimum}
+    return [fixed[name](setting) if name in fixed else rival(name, setting) for name in names]
+
+
+def usual_opponents(setting: Setting) -> list[Part]:
+    """A2C, the random policy, and the optimum where it is known."""
+    parts = opponents(("a2c", "random"), setting)
+    with contextlib.suppress(ValueError):
+        parts.append(optimum(setting))
+    return parts
 
 
 # ------------------------------------------------------------------------------ contest
@@ -194,7 +248,7 @@ def contest(
     watch: Callable[[], None],
     cache: Path | None = None,
     marks: dict[str, Any] | None = None,
-) -> tuple[dict[str, Tensor], float]:
+) -> tuple[dict[str, TensorDict], float]:
     """Let all contestants play.
 
     Args:
@@ -205,7 +259,7 @@ def contest(
         marks: for each name what its result depends on; one kept under another is not used.
 
     Returns:
-        ``(results, seconds)``: float64 ``[n, U]`` or ``[n]`` by name on the CPU, and the time that
+        ``(results, seconds)``: the result of each by name, in float64 on the CPU, and the time that
         those took which were found in the cache.
     """
     results, earlier = {}, 0.0
@@ -220,12 +274,11 @@ def contest(
         results[part.name], seconds = _played(part, console, watch)
         if path is not None:
             path.parent.mkdir(exist_ok=True)
-            kept = tree.new({"rewards": results[part.name]})
-            save(path, kept, metadata={"mark": mark, "seconds": seconds})
+            save(path, results[part.name], metadata={"mark": mark, "seconds": seconds})
     return results, earlier
 
 
-def _played(part: Part, console: Console, watch: Callable[[], None]) -> tuple[Tensor, float]:
+def _played(part: Part, console: Console, watch: Callable[[], None]) -> tuple[TensorDict, float]:
     began = time.monotonic()
     with progress(console, part.name, part.total) as show:
 
@@ -234,19 +287,49 @@ def _played(part: Part, console: Console, watch: Callable[[], None]) -> tuple[Te
             watch()
 
         with torch.no_grad():
-            rewards = part.curve(shown).to("cpu", torch.float64)
-    return rewards, time.monotonic() - began
+            found = part.play(shown)
+    return tree.map(lambda x: x.to("cpu", torch.float64), found), time.monotonic() - began
 
 
-def _kept(path: Path, mark: Any) -> tuple[Tensor, float] | None:
+def _kept(path: Path, mark: Any) -> tuple[TensorDict, float] | None:
     """Result of an earlier process, if it is the same contest's."""
     try:
-        metadata = load_metadata(path)
-        if metadata.get("mark") != mark:
-            return None
-        return load(path)["rewards"], metadata["seconds"]
+        metadata, found = load_metadata(path), load(path)
     except (ValueError, OSError):
         return None
+    if metadata.get("mark") != mark or any(name not in found.keys() for name in MEASURES):
+        return None
+    return found, metadata["seconds"]
+
+
+# ------------------------------------------------------------------------------ results
+
+
+def curves(results: dict[str, TensorDict]) -> dict[str, Tensor]:
+    """What a picture shows of a contest.
+
+    Args:
+        results: as ``contest`` gives them.
+
+    Returns:
+        By name mean rewards per step, ``[n, U]``, or ``[n]`` of who has no life.
+    """
+    return {name: found["rewards"] for name, found in results.items()}
+
+
+def raw(results: dict[str, TensorDict]) -> dict[str, dict[str, list[float]]]:
+    """All numbers of a contest, level by level.
+
+    Args:
+        results: as ``contest`` gives them.
+
+    Returns:
+        For each name ``{"final": [...], "lifetime": [...], "return": [...]}``.
+    """
+    return {
+        name: {measure: found[measure].tolist() for measure in MEASURES}
+        for name, found in results.items()
+    }
 
 
 def title(setting: Setting) -> str:

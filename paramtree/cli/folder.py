@@ -28,6 +28,7 @@ from .outcome import Refused, refusing
 _T = TypeVar("_T")
 
 CONFIG, METRICS, SUMMARY, CURVE = "config.json", "metrics.jsonl", "summary.json", "curve.png"
+RESULTS = "results.json"
 CHECKPOINTS, EVALUATION, LOCK = "checkpoints", "evaluation", "lock"
 _TEMPORARY = ".{}.tmp"
 _KEPT = 2  # checkpoints, so that there is one to go back to
@@ -147,7 +148,7 @@ def require_free(folder: Path, fresh: bool = False) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove a run and nothing else; its configuration goes last."""
-    for name in (METRICS, SUMMARY, CURVE):
+    for name in (METRICS, SUMMARY, RESULTS, CURVE):
         for path in (folder / name, folder / _TEMPORARY.format(name)):
             path.unlink(missing_ok=True)
     for name, pattern in ((CHECKPOINTS, "step_*"), (EVALUATION, "*")):

@@ -16,7 +16,6 @@ from .outcome import Stopped, refusing
 if TYPE_CHECKING:
     from rich.console import Console
     from tensordict import TensorDict
-    from torch import Tensor
 
     from ..meta import Training
 
@@ -33,7 +32,8 @@ def run(options: LpgOptions, began: float) -> None:
         Stopped: the user asked for an end.
         Diverged: a number is no longer finite.
     """
-    ranges = {"--lmbda": (0, 1), "--average": (0, 1 - 2**-53)}
+    ranges = {"--lmbda": (0, 1), "--average": (0, 1 - 2**-53), "--replay": (0, 1)}
+    ranges |= {"--staleness": (0, 1), "--meta-decay": (0, 1), "--sigma-decay": (0, 1)}
     job.run(job.Job(build, work, ranges), options, Path("runs", options.preset), began)
 
 
@@ -79,10 +79,11 @@ def work(
     """
     from rich.console import Console
 
-    from .run import train
-    from .training import training_key
+    from .run import META_TRAINING, train
+    from .training import task_names, training_key
 
     console = Console()
+    words = META_TRAINING._replace(tasks=task_names(options), skips=options.on_bad == "skip")
     state = train(
         training,
         training_key(options),
@@ -93,6 +94,7 @@ def work(
         interrupt=interrupt,
         console=console,
         began=began,
+        words=words,
     )
     evaluate(options, state["average"], folder, interrupt, console)
     summary, curve = folder / files.SUMMARY, folder / files.CURVE
@@ -126,7 +128,7 @@ def evaluate(
 
     began, history = time.monotonic(), files.read_metrics(folder)
     seconds = history[-1]["seconds"] if history else 0.0
-    results: dict[str, Tensor] = {}
+    results: dict[str, TensorDict] = {}
     found: dict[str, Any] = {}
     if options.evaluation.evaluate:
         setting = training.make_setting(options)
@@ -137,7 +139,8 @@ def evaluate(
         seconds += earlier
         found = summary.summarized(results)
         console.print(summary.table(found, evaluation.title(setting)))
-    plots.draw(folder / files.CURVE, history=history, results=results)
+        files.write_json(folder / files.RESULTS, evaluation.raw(results))
+    plots.draw(folder / files.CURVE, history=history, results=evaluation.curves(results))
     seconds += time.monotonic() - began
     files.write_json(folder / files.SUMMARY, {**found, "seconds": round(seconds, 3)})
 

@@ -35,42 +35,92 @@ class Network:
     """Whether the discount is among the inputs."""
     activation: Literal["none", "relu"] = "relu"
     """Function between the recurrent layer and the heads."""
+    lifetime_input: bool = False
+    """Whether an agent's age, as a share of its life, and the life's length are inputs."""
+    full_stop: bool = True
+    """Whether what agents predict enters the network cut off from them, as GROOVE has it; then the
+    gradient can't tell what predictions are good for."""
 
 
 @dataclass(frozen=True)
 class Agents:
-    """The agents, which are tables, and how they learn."""
+    """The agents, tables or perceptrons where levels are images, and how they learn."""
 
     workers: int = 64
     """Copies of its world in which each agent acts."""
-    lifetime: int | None = None
-    """Updates in a life; None for what is usual on these levels."""
-    actor_rate: float = 40.0
-    """Learning rate of the policy."""
-    prediction_rate: float = 4.0
-    """Learning rate of the prediction."""
+    lifetime: tuple[int, ...] = ()
+    """Updates in a life, or two bounds between which they are drawn; none for what is usual."""
+    agent_hidden: tuple[int, ...] = (32,)
+    """Widths of a perceptron's hidden layers."""
+    actor_rate: float | None = None
+    """Learning rate of the policy; None for 40 in a table and 0.001 in a perceptron."""
+    prediction_rate: float | None = None
+    """Learning rate of the prediction; None for 4 and 0.001."""
     clip: float = 0.5
-    """Norm at which the gradient of each table is clipped."""
+    """Norm at which the gradient of each network is clipped."""
     prediction_coeff: float = 0.5
     """Weight of the predictions' divergence from their targets."""
+    arm_rates: tuple[float, ...] = ()
+    """Learning rates of a table's policy among which a bandit chooses for each life."""
+    arm_coeffs: tuple[float, ...] = ()
+    """Weights of the divergence among which it chooses."""
+
+
+@dataclass(frozen=True)
+class Curricula:
+    """Which levels agents are born on."""
+
+    curriculum: Literal["none", "frozen", "plr", "groove"] = "none"
+    """New levels; a frozen set of them; those with the largest value loss again; or those with the
+    largest regret against A2C."""
+    buffer: int = 4000
+    """Number of levels that are remembered."""
+    replay: float = 0.5
+    """Chance of one of them."""
+    temperature: float = 1.0
+    """Of the chances by rank."""
+    staleness: float = 0.1
+    """Share of the chances that goes by how long ago a level was scored."""
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """What evolution strategies need."""
+
+    sigma: float = 0.1
+    """Width of the perturbations."""
+    sigma_decay: float = 1.0
+    """Factor of it from step to step."""
+    score: Literal["final", "lifetime", "return"] = "final"
+    """What is selected: reward at the end of life, over the whole of it, or the final return."""
 
 
 @dataclass(frozen=True)
 class Objective:
     """What the rule is trained for, and how."""
 
+    method: Literal["gradient", "es", "pes"] = "gradient"
+    """The gradient through the updates of a meta-step; evolution strategies over whole lives; or
+    persistent ones, over as many updates."""
+    validation: Literal["last", "all"] = "last"
+    """Whose policy gradient the rule descends: that of the agents after the last update of a
+    meta-step, or after each."""
     meta_rate: float = 1e-4
     """Learning rate of the rule, for Adam."""
+    meta_decay: float = 1.0
+    """Factor of it from step to step."""
     meta_clip: float | None = None
     """Norm at which its gradient is clipped; None for no clipping."""
+    task_clip: float | None = None
+    """Norm at which each task's part of that gradient is clipped; None for no clipping."""
     average: float = 0.0
     """Decay of the running average of the rule, which is what is evaluated; 0 for no average."""
     gamma: float = 0.99
     """Discount of the returns that the rule is to raise."""
     lmbda: float = 0.95
     """Decay of the trace in their advantages."""
-    critic_rate: float = 4.0
-    """Learning rate of the values from which the advantages come."""
+    critic_rate: float | None = None
+    """Learning rate of the values from which the advantages come; None for 4 and 0.001."""
     policy_entropy_coeff: float = 0.05
     """Weight of the policies' entropy."""
     prediction_entropy_coeff: float = 0.001
@@ -100,12 +150,13 @@ class LpgOptions:
     """Meta-train a learned policy gradient: one recurrent network writes all agents' updates."""
 
     command: ClassVar[str] = "lpg"
-    free_on_resume: ClassVar[tuple[str, ...]] = ("steps", "checkpoint_every")
+    free_on_resume: ClassVar[tuple[str, ...]] = ("steps", "checkpoint_every", "on_bad")
 
     preset: Literal["demo", "groove", "paper"] = "groove"
     """Where the defaults of the other options come from."""
     levels: tuple[str, ...] = ("all",)
-    """Distributions over levels, by name; the tasks are divided among them."""
+    """Distributions over levels, by name; the tasks are divided among them. dense@9 and dense@18
+    are dense with the paper's actions."""
     tasks: int = 512
     """Agents that live side by side."""
     steps: int = 30_000
@@ -126,6 +177,9 @@ class LpgOptions:
     """Whether a run that --out holds is removed first."""
     checkpoint_every: float = 30.0
     """Seconds between checkpoints; 0 for one after each step."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """What happens when a task's numbers are no longer finite: the run ends, or goes on without
+    that task, in whose place an agent is born on another level. Either way it is told of."""
     threads: int | None = None
     """Threads of each operation; None for one a processor. The same number gives the same bits."""
     device: str = "cpu"
@@ -133,27 +187,36 @@ class LpgOptions:
     network: Network = Network()
     agents: Agents = Agents()
     objective: Objective = Objective()
+    evolution: Evolution = Evolution()
+    curricula: Curricula = Curricula()
     evaluation: Evaluation = Evaluation()
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Train fresh agents with a saved rule on held-out levels, and others with A2C beside them."""
+    """Train fresh agents with rules on held-out levels, learned ones and ones written by hand."""
 
-    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
-    """Folder of a run, or one of its checkpoints."""
+    checkpoint: Annotated[Positional[str | None], arg(metavar="RULE")] = None
+    """Folder of a run, one of its checkpoints, or the name of a rule that comes with paramtree."""
+    against: tuple[str, ...] = ()
+    """Whom it is compared with: a2c, ppo, dpo, reinforce, vtrace, q_lambda, sarsa_lambda, random,
+    optimal, or another learned rule, named like RULE; none for a2c, random and optimal."""
+    reference: str = "a2c"
+    """Whom all others are held against, level by level."""
     levels: str = "small"
-    """Distribution over levels, by name."""
+    """Distribution over levels, by name; dense@18 is dense with 18 actions."""
     count: int = 128
     """Number of levels."""
     updates: int | None = None
     """Updates of each agent; None for a lifetime on these levels."""
+    length: int | None = None
+    """Steps between two of them; None for the number in RULE's training."""
     workers: int | None = None
-    """Copies of its world in which each agent acts; None for the number in the rule's training."""
+    """Copies of its world in which each agent acts; None for the number in RULE's training."""
     seed: int = 0
     """Seed of the levels and of everything else."""
     out: Folder = None
-    """Folder for summary.json and curve.png; None for the table alone."""
+    """Folder for summary.json, results.json and curve.png; None for the table alone."""
     threads: int | None = None
     """Threads of each operation; None for one a processor."""
     device: str = "cpu"
@@ -176,11 +239,25 @@ class A2CConstants(NamedTuple):
 # groove: Jackson et al. (2023), "Discovering general reinforcement learning algorithms with
 # adversarial environment design", and its authors' code, which has its 512 tasks in 16 minibatches.
 # All of them make one step here, so that --chunk is a matter of memory and time alone.
-# paper: Oh et al. (2020), "Discovering reinforcement learning algorithms". The sizes, gamma
-# and the regularizers are as reproductions give them; 960 tasks is from memory; the rates are the
-# middle of what its bandit chooses from, and the number of steps and lambda are GROOVE's.
+# paper: Oh et al. (2020), "Discovering reinforcement learning algorithms": all its worlds, each
+# grid world once with nine actions and once with eighteen. The sizes, gamma, the regularizers, and
+# what the bandit chooses from are as reproductions give them; 960 tasks is from memory; the number
+# of steps and lambda are GROOVE's.
 # demo: a few minutes on two cores. So few steps want a large rate, and with it small targets
 # (pi_hat_coeff), clipped gradients and the average of the last rules.
+_GRID_WORLDS = tuple(
+    f"{name}@{actions}"
+    for name in (
+        *("dense", "sparse", "long", "longer", "long_dense"),
+        *("rand_dense", "rand_long", "rand_long_dense"),
+        *("rand_small", "rand_sparse", "rand_very_dense"),
+    )
+    for actions in (9, 18)
+)
+_CHAINS = tuple(
+    f"chain_{kind}" for kind in ("short", "short_noisy", "long", "long_noisy", "distraction")
+)
+
 PRESETS: dict[str, LpgOptions] = {
     "demo": LpgOptions(
         preset="demo",
@@ -196,9 +273,21 @@ PRESETS: dict[str, LpgOptions] = {
     "groove": LpgOptions(),
     "paper": LpgOptions(
         preset="paper",
-        levels=("dense", "sparse", "long", "longer", "long_dense"),
+        levels=(*_GRID_WORLDS, *_CHAINS),
         tasks=960,
-        network=Network(cell="lstm", prediction_size=30, gamma_input=True, activation="none"),
+        network=Network(
+            cell="lstm",
+            prediction_size=30,
+            gamma_input=True,
+            activation="none",
+            full_stop=False,
+        ),
+        agents=Agents(
+            actor_rate=40.0,
+            prediction_rate=40.0,
+            arm_rates=(20.0, 40.0, 80.0),
+            arm_coeffs=(0.1, 0.5, 1.0),
+        ),
         objective=Objective(
             gamma=0.995,
             policy_entropy_coeff=0.01,

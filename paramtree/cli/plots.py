@@ -1,6 +1,10 @@
-"""The pictures; matplotlib is loaded here alone, without a display and without its global state."""
+"""Pictures of a run; matplotlib is loaded here and in ``pictures`` alone.
+
+Without a display, and without matplotlib's global state.
+"""
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,14 @@ _STYLE = {
     "trained": ("trained rule", "#0072B2"),
     "a2c": ("tuned A2C", "#D55E00"),
     "untrained": ("untrained rule", "#737373"),
+    "ppo": ("PPO", "#009E73"),
+    "dpo": ("DPO", "#CC79A7"),
+    "reinforce": ("REINFORCE", "#E69F00"),
+    "vtrace": ("V-trace", "#56B4E9"),
+    "q_lambda": ("Q(lambda)", "#8C6D00"),
+    "sarsa_lambda": ("SARSA(lambda)", "#5B3A8C"),
 }
+_OTHERS = ("#004D7A", "#7FB8DA", "#00303F")  # other learned rules
 _INK, _GRID = "#333333", "#E6E6E6"
 _SIZE, _DPI = (9.0, 3.6), 200  # readable at half of its width, as a README shows it
 
@@ -31,10 +42,10 @@ def draw(path: Path, *, history: list[dict[str, Any]], results: dict[str, Tensor
     if history:
         _meta_training(axes.pop(0), history)
     if results:
-        _lives(axes.pop(0), results)
+        draw_lives(axes.pop(0), results)
     for empty in axes:
-        _furnish(empty, "no steps yet", "meta-step", "")
-    _write(path, figure)
+        furnish(empty, "no steps yet", "meta-step", "")
+    write(path, figure)
 
 
 def draw_returns(
@@ -54,15 +65,15 @@ def draw_returns(
         step, returns = torch.tensor(ended, dtype=torch.float64).unbind(1)
         color = _STYLE["trained"][1]
         axes.plot(step, returns, ".", color=color, alpha=0.3, markersize=4, markeredgewidth=0)
-        calm = _smoothed(returns, max(1, len(returns) // 20))
+        calm = smoothed(returns, max(1, len(returns) // 20))
         last = torch.cat([step.diff() > 0, torch.tensor([True])])  # of the episodes at each step
         axes.plot(step[last], calm[last], color=color, linewidth=2.0)
-    _furnish(axes, title if history else "no steps yet", "step", "return of an episode")
+    furnish(axes, title if history else "no steps yet", "step", "return of an episode")
     if evaluated is not None:
         axes.axhline(evaluated, color=_INK, linewidth=1.0, linestyle="--")
         last = history[-1]["step"] if history else 1
         _label(axes, last, [(evaluated, f"evaluated: {evaluated:.4g}", _INK)])
-    _write(path, figure)
+    write(path, figure)
 
 
 def _figure(panels: int) -> tuple[Any, list[Any]]:
@@ -76,7 +87,13 @@ def _figure(panels: int) -> tuple[Any, list[Any]]:
     return figure, list(figure.subplots(1, max(panels, 1), squeeze=False)[0])
 
 
-def _write(path: Path, figure: Any) -> None:
+def write(path: Path, figure: Any) -> None:
+    """Write a figure as a png, whole or not at all.
+
+    Args:
+        path: where.
+        figure: the figure.
+    """
     out = io.BytesIO()
     figure.savefig(out, format="png", facecolor="white")
     files.write(path, out.getvalue())
@@ -87,17 +104,27 @@ def _meta_training(axes: Any, history: list[dict[str, Any]]) -> None:
     reward = torch.tensor([row.get("reward", float("nan")) for row in history], dtype=torch.float64)
     color = _STYLE["trained"][1]
     axes.plot(step, reward, color=color, alpha=0.25, linewidth=1.0)
-    axes.plot(step, _smoothed(reward, max(1, len(reward) // 30)), color=color, linewidth=2.0)
-    _furnish(axes, "Meta-training", "meta-step", "reward per step of the agents it trains")
+    axes.plot(step, smoothed(reward, max(1, len(reward) // 30)), color=color, linewidth=2.0)
+    furnish(axes, "Meta-training", "meta-step", "reward per step of the agents it trains")
 
 
-def _lives(axes: Any, results: dict[str, Tensor]) -> None:
-    curves = {name: curve for name, curve in results.items() if name in _STYLE}
-    n, updates = next(iter(curves.values())).shape
+def draw_lives(axes: Any, results: dict[str, Tensor]) -> None:
+    """Draw what agents earn that learn from scratch.
+
+    Args:
+        axes: a panel.
+        results: as in ``draw``, not empty.
+    """
+    curves = {name: x for name, x in results.items() if x.ndim == 2 and name != "random"}
+    others = [name for name in curves if name not in _STYLE]
+    colors = zip(others, itertools.cycle(_OTHERS), strict=False)
+    style = {**_STYLE, **{name: (name, color) for name, color in colors}}
+    n = len(next(iter(results.values())))
+    updates = max([x.shape[1] for x in results.values() if x.ndim == 2], default=1)
     x, ends = torch.arange(1, updates + 1), []
     for name, curve in curves.items():
-        text, color = _STYLE[name]
-        calm = _smoothed(curve, max(1, updates // 50))
+        text, color = style[name]
+        calm = smoothed(curve, max(1, updates // 50))
         low, high = _band(calm)
         axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
         axes.plot(x, calm.mean(0), color=color, linewidth=2.0)
@@ -108,7 +135,7 @@ def _lives(axes: Any, results: dict[str, Tensor]) -> None:
             height = float(results[name].mean())
             axes.axhline(height, color=_INK, linewidth=1.0, linestyle=dashes)
             ends.append((height, text, _INK))
-    _furnish(
+    furnish(
         axes, f"Agents that learn from scratch, {n} held-out levels", "update", "reward per step"
     )
     _label(axes, updates, ends)
@@ -135,7 +162,15 @@ def _label(axes: Any, x: int, ends: list[tuple[float, str, str]]) -> None:
     axes.set_ylim(low, max(high, last))
 
 
-def _furnish(axes: Any, title: str, x: str, y: str) -> None:
+def furnish(axes: Any, title: str, x: str, y: str) -> None:
+    """Give a panel its texts and its looks.
+
+    Args:
+        axes: the panel.
+        title: above it.
+        x: below it.
+        y: beside it.
+    """
     axes.set_title(title, loc="left", fontsize=11, color=_INK)
     axes.set_xlabel(x, fontsize=10, color=_INK)
     axes.set_ylabel(y, fontsize=10, color=_INK)
@@ -147,8 +182,16 @@ def _furnish(axes: Any, title: str, x: str, y: str) -> None:
     axes.spines["bottom"].set_color(_INK)
 
 
-def _smoothed(curve: Tensor, width: int) -> Tensor:
-    """Mean over the last ``width`` entries along the last axis, over fewer at the start."""
+def smoothed(curve: Tensor, width: int) -> Tensor:
+    """Mean over the last ``width`` entries along the last axis, over fewer at the start.
+
+    Args:
+        curve: ``[*, U]``.
+        width: how many.
+
+    Returns:
+        ``[*, U]``.
+    """
     total = torch.cat([torch.zeros_like(curve[..., :1]), curve.cumsum(-1)], -1)
     stop = torch.arange(1, curve.shape[-1] + 1)
     start = (stop - width).clamp(min=0)

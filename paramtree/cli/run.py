@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,11 +50,17 @@ def set_up(threads: int, device: str) -> None:
 
 
 class Words(NamedTuple):
-    """How a training is spoken of: its name, what metrics come to, and what helps against NaN."""
+    """How a training is spoken of: its name, what metrics come to, and what helps against NaN.
+
+    Where a training says which of its tasks are ``bad``, ``tasks`` are their names, and ``skips``
+    says whether it goes on without them.
+    """
 
     job: str
     told: Callable[[dict[str, Any]], str]
     remedy: str
+    tasks: Sequence[str] = ()
+    skips: bool = False
 
 
 META_TRAINING = Words(
@@ -107,9 +113,12 @@ def train(
         while step < steps and not interrupt.asked:
             state, metrics = training.step(state)
             step = int(state["step"])
-            row = _row(step, metrics, time.monotonic() - began)
-            _require_finite(row, saved, words.remedy)
+            row = _row(step, metrics, time.monotonic() - began, words.tasks)
+            _require_finite(row, saved, words)
             log(row)
+            if "bad" in row:
+                text = f"step {step} went on without {_listed(row['bad'])}, not finite"
+                console.print(text, soft_wrap=True, highlight=False)
             show(step, words.told(row))
             if time.monotonic() >= due:
                 _save(folder, state, step, metadata)
@@ -182,17 +191,33 @@ def _metrics_file(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield log
 
 
-def _row(step: int, metrics: TensorDict, seconds: float) -> dict[str, Any]:
+def _row(step: int, metrics: TensorDict, seconds: float, tasks: Sequence[str]) -> dict[str, Any]:
     found = {name: metrics[name] for name in sorted(map(str, metrics.keys()))}
+    bad = found.pop("bad", None)
     numbers = {name: x.tolist() if x.ndim else float(x) for name, x in found.items()}
+    if bad is not None and bool(bad.any()):
+        numbers["bad"] = [name for name, one in zip(tasks, bad.tolist(), strict=True) if one]
     return {"step": step, **numbers, "seconds": round(seconds, 3)}
 
 
-def _require_finite(row: dict[str, Any], saved: int, remedy: str) -> None:
-    lists = {name: value if isinstance(value, list) else [value] for name, value in row.items()}
+def _require_finite(row: dict[str, Any], saved: int, words: Words) -> None:
+    numbers = {name: value for name, value in row.items() if name != "bad"}
+    lists = {n: value if isinstance(value, list) else [value] for n, value in numbers.items()}
     broken = [name for name, values in lists.items() if not all(map(math.isfinite, values))]
     if broken:
         raise Diverged(
             f"the training diverged in step {row['step']}: {', '.join(broken)} is no longer "
-            f"finite; what is saved is step {saved}; start again with {remedy}"
+            f"finite; what is saved is step {saved}; start again with {words.remedy}"
         )
+    if "bad" in row and not words.skips:
+        raise Diverged(
+            f"in step {row['step']} the numbers of {_listed(row['bad'])} are no longer finite; "
+            f"what is saved is step {saved}; go on without such tasks by --resume and "
+            f"--on-bad skip, or start again with {words.remedy}"
+        )
+
+
+def _listed(tasks: Sequence[str]) -> str:
+    """Names of tasks, the first few of many."""
+    more = f" and {len(tasks) - 10} more" if len(tasks) > 10 else ""
+    return ("task " if len(tasks) == 1 else "tasks ") + ", ".join(tasks[:10]) + more

@@ -1,4 +1,8 @@
-"""What a contest says: the mean reward per step in the last fifth of a life, and how sure that is.
+"""What a contest says, and how sure that is: means and interquartile means over levels.
+
+    final      mean reward per step in the last fifth of a life
+    lifetime   mean reward per step in all of it
+    return     mean return of an episode under the last policy
 
 Intervals are 95% bootstrap intervals over levels. The resamples are the same for all contestants,
 so that differences are paired, and each time, so that the numbers come again.
@@ -7,9 +11,12 @@ Symbols: n levels, U updates of a life, R resamples.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from rich.table import Table
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from .. import rng
@@ -17,10 +24,17 @@ from .. import rng
 RESAMPLES = 10_000
 Interval = dict[str, float | None]  # mean, low, high
 
+_MEASURES = ("final", "lifetime", "return")
 _TITLES = {
     "trained": "trained rule",
     "untrained": "untrained rule",
     "a2c": "tuned A2C",
+    "ppo": "PPO",
+    "dpo": "DPO",
+    "reinforce": "REINFORCE",
+    "vtrace": "V-trace",
+    "q_lambda": "Q(lambda)",
+    "sarsa_lambda": "SARSA(lambda)",
     "random": "random policy",
     "optimal_rate": "best possible",
 }
@@ -52,6 +66,27 @@ def resampling(n: int) -> Tensor:
     return torch.zeros_like(ones).scatter_add(1, drawn, ones) / n
 
 
+def interquartile_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of the middle half, which outliers don't move.
+
+    Args:
+        values: ``[n]``.
+        weights: ``[*R, n]``, the share of each level; the rows add up to 1.
+
+    Returns:
+        ``[*R]``. A level on the edge of the middle half counts by its part in it; without such it
+        is the mean that is trimmed by a quarter at both ends.
+
+    Source: Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical
+    precipice", section 4.3.
+    """
+    order = values.argsort()
+    after = weights[..., order].cumsum(-1)
+    before = after - weights[..., order]
+    inside = (after.clamp(0.25, 0.75) - before.clamp(0.25, 0.75)) / 0.5
+    return inside @ values[order]
+
+
 def interval(resampled: Tensor, mean: Tensor) -> Interval:
     """A statistic with its 95% interval.
 
@@ -67,50 +102,92 @@ def interval(resampled: Tensor, mean: Tensor) -> Interval:
     return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
 
 
-def summarized(results: dict[str, Tensor]) -> dict[str, Interval]:
-    """Reward per step of each contestant in the last fifth of a life, and the rule against A2C.
+def summarized(
+    results: Mapping[str, TensorDictBase], reference: str | None = "a2c"
+) -> dict[str, dict[str, Any]]:
+    """All contestants in all measures, and what each is ahead of one of them.
 
     Args:
         results: as ``contest`` gives them.
+        reference: the one that others are held against; None, or a name that isn't there: nobody.
 
     Returns:
-        For each name ``{"mean", "low", "high"}``; under ``paired`` the same of the ratio of means
-        over levels, mean(trained - a2c) / mean(a2c).
+        For each name ``mean``, ``low`` and ``high`` of the reward per step in the last fifth, and
+        the same of the other measures, ``lifetime`` and ``return``; and for each measure under
+        ``iqm`` that of the interquartile mean, and under ``ahead`` that of the mean difference to
+        the reference. Where it is there, ``paired`` is the trained rule's as a share, of the ratio
+        of means over levels, mean(trained - reference) / mean(reference).
     """
-    rewards = {name: last_fifth(curve) for name, curve in results.items()}
-    weights = resampling(len(next(iter(rewards.values()))))
-    found = {name: interval(weights @ reward, reward.mean()) for name, reward in rewards.items()}
-    ours, theirs = rewards["trained"], rewards["a2c"]
-    gain = (weights @ (ours - theirs)) / (weights @ theirs)
-    return {**found, "paired": interval(gain, (ours - theirs).mean() / theirs.mean())}
+    weights = resampling(len(next(iter(results.values()))["final"]))
+    whole = torch.full_like(weights[0], 1 / weights.shape[1])
+    theirs = results.get(reference) if reference is not None else None
+    found: dict[str, dict[str, Any]] = {}
+    for name, scores in results.items():
+        values = {measure: scores[measure] for measure in _MEASURES}
+        means = {m: interval(weights @ x, x.mean()) for m, x in values.items()}
+        row: dict[str, Any] = {**means.pop("final"), **means}
+        row["iqm"] = {
+            m: interval(interquartile_mean(x, weights), interquartile_mean(x, whole))
+            for m, x in values.items()
+        }
+        if theirs is not None and name != reference:
+            ahead = {m: x - theirs[m] for m, x in values.items()}
+            row["ahead"] = {m: interval(weights @ x, x.mean()) for m, x in ahead.items()}
+        found[name] = row
+    if theirs is not None and "trained" in results and reference != "trained":
+        ours, other = results["trained"]["final"], theirs["final"]
+        gain = (weights @ (ours - other)) / (weights @ other)
+        found["paired"] = interval(gain, (ours - other).mean() / other.mean())
+    return found
 
 
-def table(found: dict[str, Interval], title: str) -> Table:
+def table(found: dict[str, dict[str, Any]], title: str, reference: str | None = "a2c") -> Table:
     """The summary as a table.
 
     Args:
         found: as ``summarized`` gives it.
         title: what it is about.
+        reference: as ``summarized`` had it.
 
     Returns:
         The table, for a rich console.
     """
-    gain = [_shown(found["paired"][which], "+.1%") for which in ("mean", "low", "high")]
-    against = f"trained rule against A2C: {gain[0]} (95% interval {gain[1]} to {gain[2]})"
-    out = Table(title=title, caption=against)
+    theirs = found[reference]["mean"] if reference in found else None
+    whose = titled(reference) if reference in found else ""
+    out = Table(title=title)
+    if "paired" in found:
+        gain = [_shown(found["paired"][which], "+.1%") for which in ("mean", "low", "high")]
+        out.caption = (
+            f"trained rule against {whose}: {gain[0]} (95% interval {gain[1]} to {gain[2]})"
+        )
     out.add_column("agents of")
-    for name in ("reward per step", "95% interval", "of A2C's"):
+    for name in ("reward per step", "95% interval", "middle half"):
         out.add_column(name, justify="right")
-    theirs = found["a2c"]["mean"]
-    for name, row in _TITLES.items():
-        if name in found:
-            mean, low, high = (
-                _shown(found[name][which], ".4f") for which in ("mean", "low", "high")
-            )
-            ours = found[name]["mean"]
-            share = ours / theirs if ours is not None and theirs else None
-            out.add_row(row, mean, f"{low} to {high}", _shown(share, ".0%"))
+    if theirs is not None:
+        out.add_column(f"of {whose}'s", justify="right")
+    for name in ("lifetime", "return"):
+        out.add_column(name, justify="right")
+    for name in sorted((n for n in found if n != "paired"), key=_place):
+        row = found[name]
+        mean, low, high = (_shown(row[which], ".4f") for which in ("mean", "low", "high"))
+        cells = [mean, f"{low} to {high}", _shown(row["iqm"]["final"]["mean"], ".4f")]
+        if theirs is not None:
+            share = row["mean"] / theirs if row["mean"] is not None and theirs else None
+            cells.append(_shown(share, ".0%"))
+        cells += [_shown(row["lifetime"]["mean"], ".4f"), _shown(row["return"]["mean"], ".3f")]
+        out.add_row(titled(name), *cells)
     return out
+
+
+def titled(name: str | None) -> str:
+    """A contestant's name as people read it."""
+    return _TITLES.get(str(name), str(name))
+
+
+def _place(name: str) -> int:
+    """Learned rules in front, then the others as they are listed above."""
+    known = list(_TITLES)
+    return known.index(name) + 1 if name in known[1:] else 0
 
 
 def _shown(number: float | None, form: str) -> str:

@@ -8,9 +8,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from .. import meta, optim, rng
-from ..envs import level_distribution
+from ..envs import LevelDistribution, level_distribution
 from . import evaluation
-from .options import A2C, LpgOptions
+from .options import LpgOptions
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "relu": torch.relu}
 
@@ -35,18 +35,24 @@ def make_rule(options: LpgOptions) -> meta.UpdateRule:
         n_embedding=chosen.embedding,
         gamma_input=chosen.gamma_input,
         activation=_ACTIVATIONS[chosen.activation],
+        lifetime_input=chosen.lifetime_input,
     )
     return meta.lpg_rule(
-        network, gamma=options.objective.gamma, prediction_coeff=options.agents.prediction_coeff
+        network,
+        gamma=options.objective.gamma,
+        prediction_coeff=options.agents.prediction_coeff,
+        full_stop=chosen.full_stop,
     )
 
 
-def make_population(options: LpgOptions, name: str, n_tasks: int) -> meta.Population:
+def make_population(
+    options: LpgOptions, name: str | LevelDistribution, n_tasks: int
+) -> meta.Population:
     """Agents of a run that live on one distribution's levels.
 
     Args:
         options: the run's options.
-        name: the distribution's name.
+        name: the distribution, or its name.
         n_tasks: how many agents.
 
     Returns:
@@ -56,20 +62,75 @@ def make_population(options: LpgOptions, name: str, n_tasks: int) -> meta.Popula
         ValueError: there is no such distribution, it is not tabular, or a number is out of range.
     """
     chosen = options.agents
-    if chosen.workers < 1 or (chosen.lifetime is not None and chosen.lifetime < 1):
+    lifetime = chosen.lifetime
+    if chosen.workers < 1 or len(lifetime) > 2 or not all(n > 0 for n in lifetime):
         raise ValueError(
-            f"--workers is {chosen.workers} and --lifetime {chosen.lifetime}, expected at least 1"
+            f"--workers is {chosen.workers} and --lifetime {lifetime}, expected at least 1, and "
+            "one or two numbers for the latter"
         )
-    return meta.lpg_population(
-        level_distribution(name),
+    world = named_world(name) if isinstance(name, str) else name
+    population = meta.lpg_population(
+        world,
         n_tasks,
         n_prediction=options.network.prediction_size,
+        hidden=chosen.agent_hidden,
         workers=chosen.workers,
-        lifetime=chosen.lifetime,
+        lifetime=(lifetime[0] if len(lifetime) == 1 else lifetime) if lifetime else None,
         actor_rate=chosen.actor_rate,
         prediction_rate=chosen.prediction_rate,
         critic_rate=options.objective.critic_rate,
         max_norm=chosen.clip,
+        arm_rates=chosen.arm_rates if world.n_states is not None else (),
+        arm_coeffs=chosen.arm_coeffs,
+    )
+    return population._replace(curriculum=make_curriculum(options, world, population))
+
+
+def make_curriculum(
+    options: LpgOptions, world: LevelDistribution, population: meta.Population
+) -> meta.Curriculum | None:
+    """Who chooses the levels of a run.
+
+    Args:
+        options: the run's options.
+        world: the levels' distribution.
+        population: the agents that are born on them.
+
+    Returns:
+        The curriculum; None for new levels.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    chosen, objective = options.curricula, options.objective
+    if chosen.curriculum == "none":
+        return None
+    score, habitat = None, population.habitat
+    if chosen.curriculum == "plr":
+        score = meta.positive_value_loss(
+            habitat,
+            population.critic,
+            length=options.length,
+            gamma=objective.gamma,
+            lmbda=objective.lmbda,
+        )
+    if chosen.curriculum == "groove":
+        rival = meta.a2c_habitat(
+            world,
+            hidden=options.agents.agent_hidden,
+            workers=options.agents.workers,
+            lifetime=habitat.lifetime,
+        )
+        score = meta.algorithmic_regret(
+            habitat, rival, horizon=world.max_steps, length=options.length, chunk=options.chunk
+        )
+    return meta.prioritized_level_replay(
+        world.sample,
+        score,
+        size=chosen.buffer,
+        replay=chosen.replay,
+        temperature=chosen.temperature,
+        staleness=chosen.staleness,
     )
 
 
@@ -88,24 +149,68 @@ def make_training(options: LpgOptions) -> meta.Training:
     chosen = options.objective
     shares = divided(options.tasks, options.levels)
     populations = {name: make_population(options, name, n) for name, n in shares.items()}
-    optimizer = optim.adam(chosen.meta_rate)
+    rate = chosen.meta_rate
+    optimizer = optim.adam(
+        rate if chosen.meta_decay == 1.0 else optim.exponential_decay(rate, 1, chosen.meta_decay)
+    )
     if chosen.meta_clip is not None:
         optimizer = optim.chain(clip=optim.clip_by_global_norm(chosen.meta_clip), adam=optimizer)
-    return meta.lpg_training(
-        make_rule(options),
+    rule, common = make_rule(options), {"length": options.length, "average": chosen.average}
+    if chosen.method == "gradient":
+        return meta.lpg_training(
+            rule,
+            populations,
+            optimizer,
+            updates=options.updates,
+            gamma=chosen.gamma,
+            lmbda=chosen.lmbda,
+            chunk=options.chunk,
+            task_clip=chosen.task_clip,
+            validation=chosen.validation,
+            policy_entropy_coeff=chosen.policy_entropy_coeff,
+            prediction_entropy_coeff=chosen.prediction_entropy_coeff,
+            pi_hat_coeff=chosen.pi_hat_coeff,
+            y_hat_coeff=chosen.y_hat_coeff,
+            **common,
+        )
+    widths = {"sigma": options.evolution.sigma, "sigma_decay": options.evolution.sigma_decay}
+    if chosen.method == "pes":
+        return meta.pes_training(
+            rule, populations, optimizer, updates=options.updates, **widths, **common
+        )
+    return meta.es_training(
+        rule,
         populations,
         optimizer,
-        updates=options.updates,
-        length=options.length,
-        gamma=chosen.gamma,
-        lmbda=chosen.lmbda,
-        average=chosen.average,
+        score=options.evolution.score,
         chunk=options.chunk,
-        policy_entropy_coeff=chosen.policy_entropy_coeff,
-        prediction_entropy_coeff=chosen.prediction_entropy_coeff,
-        pi_hat_coeff=chosen.pi_hat_coeff,
-        y_hat_coeff=chosen.y_hat_coeff,
+        **widths,
+        **common,
     )
+
+
+def named_world(name: str) -> LevelDistribution:
+    """Distribution over levels of a name that may end in a number of actions, as in ``dense@18``.
+
+    Args:
+        name: the name.
+
+    Returns:
+        The distribution.
+
+    Raises:
+        ValueError: there is none, or none with so many actions.
+    """
+    world, at, number = name.partition("@")
+    if at and not number.isdecimal():
+        raise ValueError(f"--levels has {name!r}, expected a number of actions after the @")
+    return level_distribution(world, n_actions=int(number) if at else None)
+
+
+def task_names(options: LpgOptions) -> list[str]:
+    """Names of a run's tasks, as in ``small[3]``, in the order in which metrics have them."""
+    shares = divided(options.tasks, options.levels)
+    return [f"{name}[{i}]" for name, n in shares.items() for i in range(n)]
 
 
 def divided(tasks: int, levels: tuple[str, ...]) -> dict[str, int]:
@@ -154,7 +259,7 @@ def make_setting(options: LpgOptions) -> evaluation.Setting:
     """
     chosen = options.evaluation
     return evaluation.held_out(
-        level_distribution(chosen.evaluate_on or options.levels[0]),
+        named_world(chosen.evaluate_on or options.levels[0]),
         chosen.evaluate,
         options.seed,
         options.device,
@@ -180,13 +285,26 @@ def contestants(
     Raises:
         ValueError: the levels are not tabular.
     """
-    sized = replace(options, agents=replace(options.agents, workers=setting.workers))
-    habitat = make_population(sized, setting.world.name, 1).habitat
-    rule = make_rule(options)
+    own = learned(options, setting)
     return [
-        evaluation.learner("trained", setting, habitat, rule, params),
-        evaluation.learner("untrained", setting, habitat, rule, first_params(options)),
-        evaluation.a2c(setting, A2C),
-        evaluation.random(setting),
-        evaluation.optimum(setting),
+        evaluation.learner("trained", setting, *own, params),
+        evaluation.learner("untrained", setting, *own, first_params(options)),
+        *evaluation.usual_opponents(setting),
     ]
+
+
+def learned(
+    options: LpgOptions, setting: evaluation.Setting
+) -> tuple[meta.Habitat, meta.UpdateRule]:
+    """The rule of a run, and its agents in a contest, without what a bandit would choose for them.
+
+    Args:
+        options: the run's options.
+        setting: the levels.
+
+    Returns:
+        ``(habitat, rule)``.
+    """
+    agents = replace(options.agents, workers=setting.workers, arm_rates=(), arm_coeffs=())
+    population = make_population(replace(options, agents=agents), setting.world, 1)
+    return population.habitat, make_rule(options)

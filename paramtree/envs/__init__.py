@@ -1,6 +1,10 @@
 """Environments: pure functions over trees, many levels and many workers at once."""
 
 from .base import Env as Env
+from .catch import catch as catch
+from .catch import catch_level as catch_level
+from .chain import chain_level as chain_level
+from .chain import delayed_chain as delayed_chain
 from .classic import cart_pole as cart_pole
 from .classic import cart_pole_level as cart_pole_level
 from .classic import pendulum as pendulum
@@ -8,10 +12,18 @@ from .classic import pendulum_level as pendulum_level
 from .gridlevel import grid_level as grid_level
 from .gridworld import grid_world as grid_world
 from .gridworld import random_grid_world as random_grid_world
+from .known import delayed_choice as delayed_choice
+from .known import delayed_choice_level as delayed_choice_level
+from .known import horizon as horizon
+from .known import horizon_level as horizon_level
+from .known import random_walk as random_walk
+from .known import random_walk_level as random_walk_level
+from .known import random_walk_values as random_walk_values
 from .levels import LevelDistribution as LevelDistribution
 from .levels import level_distribution as level_distribution
 from .optimal import optimal_return as optimal_return
 from .optimal import optimal_reward_rate as optimal_reward_rate
+from .policy_value import policy_value as policy_value
 from .replay import ReplayBuffer as ReplayBuffer
 from .replay import replay_buffer as replay_buffer
 from .rollout import rollout as rollout

@@ -4,12 +4,13 @@ Cell = row * g + column for a grid of side g, whatever the side S of the largest
 levels of one distribution are padded. Objects that are there are the bits of an integer, bit j
 being object j.
 
-Symbols: L the levels' batch size, S the side of the largest grid, k the number of objects.
+Symbols: L the levels' batch size, S the side of the largest grid, k the number of objects, A the
+number of actions.
 
 Under ``"table"`` lies what follows from the other entries:
 
 ===============  ===================  ==========================================================
-``landing``      ``[*L, S * S * 5]``  cell after action a from cell c, at 5 c + a
+``landing``      ``[*L, S * S * A]``  cell after action a of A from cell c, at A c + a
 ``reward``       ``[*L, 2^k]``        sum of the rewards of each set of objects
 ``p_terminate``  ``[*L, 2^k]``        chance that collecting this set ends the episode
 ``full``         ``[*L]``             set of all objects that exist
@@ -28,9 +29,17 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from ..tree import new
+from ..tree import entries, new
 
-N_ACTIONS = 5  # up, down, left, right, stay
+N_ACTIONS = 5  # where no other number is asked for
+_STRAIGHT = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
+_DIAGONAL = ((-1, -1), (-1, 1), (1, -1), (1, 1))
+_STAY = ((0, 0),)
+MOVES = {  # rows and columns that an agent moves by, for each number of actions; staying is last
+    5: _STRAIGHT + _STAY,
+    9: _STRAIGHT + _DIAGONAL + _STAY,
+    18: _STRAIGHT + _DIAGONAL + _STAY,  # without collecting, then the same with it
+}
 _MOST_OBJECTS = 12  # tables of 2^k entries
 
 
@@ -46,6 +55,7 @@ def grid_level(
     object_cell: Tensor | None = None,
     object_type: Tensor | None = None,
     n_objects: int | Tensor | None = None,
+    n_actions: int = N_ACTIONS,
 ) -> TensorDict:
     """Level of a grid world, or a batch of them.
 
@@ -63,6 +73,8 @@ def grid_level(
         object_type: int64, likewise, its channel in an image; when None, object j is of type j.
         n_objects: int64 ``[*L]``, or one for all: objects from this one on don't exist. When None,
             all k do.
+        n_actions: 5 (up, down, left, right, stay), 9 (the four diagonals before stay), or 18: those
+            nine leaving all objects alone, then the same nine collecting.
 
     Returns:
         Tree of batch size ``[*L]``.
@@ -72,6 +84,7 @@ def grid_level(
         TypeError: a dtype doesn't fit.
     """
     size, k = _sizes(walls, reward)
+    require_action_count("grid_level", n_actions)
     batch, objects = walls.shape[:-1], torch.arange(k, device=walls.device)
     level: dict[str, Any] = {
         "walls": walls,
@@ -91,8 +104,21 @@ def grid_level(
         _require_values(level, size)
     exists = objects < level["n_objects"].unsqueeze(-1)  # [*L, k]
     level["p_respawn"] = level["p_respawn"] * exists  # what doesn't exist can't appear
-    level["table"] = _tables(level, exists)
+    level["table"] = _tables(level, exists, n_actions)
     return new(level, batch)
+
+
+def action_count(level: TensorDict) -> int:
+    """Number of actions in a level's world."""
+    own = entries(level)
+    return entries(own["table"])["landing"].shape[-1] // own["walls"].shape[-1]
+
+
+def require_action_count(fn: str, n_actions: int) -> None:
+    """Refuse a number of actions that no grid world has."""
+    if not isinstance(n_actions, int) or isinstance(n_actions, bool) or n_actions not in MOVES:
+        wanted = "5, 9 (diagonals as well) or 18 (each of these without and with collecting)"
+        raise ValueError(f"{fn}: n_actions is {n_actions!r}, expected {wanted}")
 
 
 def to_bits(flags: Tensor) -> Tensor:
@@ -105,6 +131,23 @@ def from_bits(bits: Tensor, k: int) -> Tensor:
     return (bits.unsqueeze(-1) >> torch.arange(k, device=bits.device)) & 1 == 1
 
 
+def align(value: Tensor, depth: int, ndim: int) -> Tensor:
+    """``[*L, *rest]`` as ``[*L, *ones, *rest]``, with ndim axes before the rest.
+
+    Args:
+        value: an entry of a level.
+        depth: number of axes of L.
+        ndim: number of axes of L and W.
+
+    Returns:
+        It, to broadcast over workers.
+    """
+    if depth in (0, ndim):
+        return value
+    shape = value.shape
+    return value.reshape(*shape[:depth], *[1] * (ndim - depth), *shape[depth:])
+
+
 def readable(*tensors: Tensor) -> bool:
     """Whether values can be looked at: not while compiling, nor under a transform of torch.func."""
     if torch.compiler.is_compiling():
@@ -112,11 +155,11 @@ def readable(*tensors: Tensor) -> bool:
     return not any([is_functorch_wrapped_tensor(tensor) for tensor in tensors])
 
 
-def _tables(level: dict[str, Any], exists: Tensor) -> TensorDict:
+def _tables(level: dict[str, Any], exists: Tensor, n_actions: int) -> TensorDict:
     batch, cells, k = exists.shape[:-1], level["walls"].shape[-1], exists.shape[-1]
     subsets = from_bits(torch.arange(2**k, device=exists.device), k)  # [2^k, k]
     table = {
-        "landing": _landing(level["walls"], level["side"]),
+        "landing": _landing(level["walls"], level["side"], n_actions),
         "reward": (subsets * level["reward"].unsqueeze(-2)).sum(-1),
         "p_terminate": (subsets * level["p_terminate"].unsqueeze(-2)).sum(-1).clamp(max=1.0),
         "full": to_bits(exists),
@@ -135,21 +178,21 @@ def _tables(level: dict[str, Any], exists: Tensor) -> TensorDict:
     return new(table, batch)
 
 
-def _landing(walls: Tensor, side: Tensor) -> Tensor:
-    """Cell after each action from each cell, ``[*L, S * S * 5]``; cells beyond the grid stay."""
+def _landing(walls: Tensor, side: Tensor, n_actions: int) -> Tensor:
+    """Cell after each action from each cell, ``[*L, S * S * A]``; cells beyond the grid stay."""
     cell = torch.arange(walls.shape[-1], device=walls.device)
     side = side.unsqueeze(-1)  # [*L, 1]
-    column, inside = cell % side, cell < side * side
-    moves = [
-        torch.where(inside & (cell >= side), cell - side, cell),
-        torch.where(cell < side * (side - 1), cell + side, cell),
-        torch.where(inside & (column > 0), cell - 1, cell),
-        torch.where(inside & (column < side - 1), cell + 1, cell),
-        cell.expand(column.shape),
-    ]
-    target = torch.stack(moves, -1).flatten(-2)  # [*L, S * S * 5]
+    row, column, inside = cell // side, cell % side, cell < side * side
+    above, below, before, after = row > 0, row < side - 1, column > 0, column < side - 1
+    room = {-1: (above, before), 0: (inside, inside), 1: (below, after)}
+    targets = []
+    for down, right in MOVES[n_actions]:
+        free = inside & room[down][0] & room[right][1]
+        targets.append(torch.where(free, cell + down * side + right, cell))
+    targets *= n_actions // len(targets)
+    target = torch.stack(targets, -1).flatten(-2)  # [*L, S * S * A]
     blocked = walls.gather(-1, target)
-    return torch.where(blocked, cell.repeat_interleave(N_ACTIONS), target)
+    return torch.where(blocked, cell.repeat_interleave(n_actions), target)
 
 
 def _sizes(walls: Tensor, reward: Tensor) -> tuple[int, int]:

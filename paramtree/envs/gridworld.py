@@ -1,10 +1,13 @@
 """Grid worlds of the Learned Policy Gradient, tabular or with objects at random positions.
 
-An agent walks on a square grid and collects objects. Actions are up, down, left, right, stay; walls
-and the border block. One step, in this order:
+An agent walks on a square grid and collects objects. Actions are up, down, left, right, stay; with
+nine of them up-left, up-right, down-left, down-right come before stay; with eighteen these nine
+collect nothing, and nine more are the same moves and collect. One step, in this order:
 
-1. the agent moves; every object that is there and lies on its new cell is collected: their rewards
-   add up, and so do their chances to end the episode (at most 1);
+1. the agent moves, if the cell that it would move to is on the grid and no wall, else it stays
+   where it is: a diagonal move is blocked by its target alone, and at the border it doesn't become
+   a straight one. Every object that is there and lies on its new cell is collected, unless the
+   action leaves it: their rewards add up, and so do their chances to end the episode (at most 1);
 2. every object that was absent before the step reappears with its own chance, so that a collected
    object can't reappear in the same step;
 3. the episode is over where it was ended, or after ``max_steps`` steps; the state then starts a new
@@ -22,6 +25,8 @@ objects.
 Source: Oh et al. (2020), Discovering reinforcement learning algorithms, and Jackson et al. (2023),
 Discovering general reinforcement learning algorithms with adversarial environment design, whose
 transitions these are, but for one slip of theirs: objects at random positions avoid walls here.
+They have five actions; nine and eighteen are the first paper's, which leaves open how diagonal
+moves meet walls (here as in its reproductions).
 """
 
 from collections.abc import Sequence
@@ -34,7 +39,7 @@ from torch import Tensor
 from .. import rng
 from ..tree import entries, new
 from .base import Env
-from .gridlevel import N_ACTIONS, from_bits, to_bits
+from .gridlevel import MOVES, action_count, align, from_bits, to_bits
 
 
 def grid_world() -> Env:
@@ -67,7 +72,7 @@ def random_grid_world(n_types: int) -> Env:
 
     def reset(level: TensorDict, noise: TensorDict) -> TensorDict:
         batch = noise.batch_size
-        start = _align(level["start"], len(level.batch_size), len(batch)).expand(batch)
+        start = align(level["start"], len(level.batch_size), len(batch)).expand(batch)
         layout, there = _placed(level, noise["layout"])
         image, time = _image(level, n_types, start, there, layout), torch.zeros_like(start)
         first = torch.ones_like(start, dtype=torch.bool)
@@ -76,11 +81,12 @@ def random_grid_world(n_types: int) -> Env:
     def step(
         level: TensorDict, state: TensorDict, action: Tensor, noise: TensorDict
     ) -> tuple[TensorDict, TensorDict]:
-        _require_step(state, action, noise)
+        n_actions = action_count(level)
+        _require_step(n_actions, state, action, noise)
         batch, depth = state.batch_size, len(level.batch_size)
         table, before, layout = entries(level["table"]), state["objects"], state["object_cell"]
-        cell = _lookup(table["landing"], depth, state["cell"] * N_ACTIONS + action)
-        collected = before & to_bits(layout == cell.unsqueeze(-1))
+        cell = _lookup(table["landing"], depth, state["cell"] * n_actions + action)
+        collected = _collected(n_actions, action, before & to_bits(layout == cell.unsqueeze(-1)))
         there = (before | noise["respawn"]) ^ collected
         layout, there = _moved(layout, cell, before, there, noise["candidates"])
         time = state["observation", "time"] + 1
@@ -88,7 +94,7 @@ def random_grid_world(n_types: int) -> Env:
         timestep = _timestep(level, table, seen, collected, noise["end"])
         done = timestep["done"]
         fresh_layout, fresh_there = _placed(level, noise["layout"])
-        cell = torch.where(done, _align(level["start"], depth, len(batch)), cell)
+        cell = torch.where(done, align(level["start"], depth, len(batch)), cell)
         there = torch.where(done, fresh_there, there)
         layout = torch.where(done.unsqueeze(-1), fresh_layout, layout)
         image, time = _image(level, n_types, cell, there, layout), time.masked_fill(done, 0)
@@ -102,7 +108,7 @@ def random_grid_world(n_types: int) -> Env:
 
 def _reset(level: TensorDict, noise: TensorDict) -> TensorDict:
     batch, depth = noise.batch_size, len(level.batch_size)
-    start = _align(level["table", "start_index"], depth, len(batch)).expand(batch).clone()
+    start = align(level["table", "start_index"], depth, len(batch)).expand(batch).clone()
     observation = new({"index": start, "time": torch.zeros_like(start)}, batch)
     first = torch.ones_like(start, dtype=torch.bool)
     return new({"observation": observation, "is_init": first}, batch)
@@ -111,21 +117,22 @@ def _reset(level: TensorDict, noise: TensorDict) -> TensorDict:
 def _step(
     level: TensorDict, state: TensorDict, action: Tensor, noise: TensorDict
 ) -> tuple[TensorDict, TensorDict]:
-    _require_step(state, action, noise)
+    n_actions = action_count(level)
+    _require_step(n_actions, state, action, noise)
     batch, depth = state.batch_size, len(level.batch_size)
     table, observation, drawn = (
         entries(tree) for tree in (level["table"], state["observation"], noise)
     )
     index, cells = observation["index"], level["walls"].shape[-1]
-    cell = _lookup(table["landing"], depth, torch.add(action, index % cells, alpha=N_ACTIONS))
+    cell = _lookup(table["landing"], depth, torch.add(action, index % cells, alpha=n_actions))
     there = torch.div(index, cells, rounding_mode="floor")
-    collected = there & _lookup(table["objects_at"], depth, cell)
+    collected = _collected(n_actions, action, there & _lookup(table["objects_at"], depth, cell))
     there = (there | drawn["respawn"]) ^ collected
     index, time = torch.add(cell, there, alpha=cells), observation["time"] + 1
     seen = new({"index": index, "time": time}, batch)
     timestep = _timestep(level, table, seen, collected, drawn["end"])
     done = timestep["done"]
-    start = _align(table["start_index"], depth, len(batch))
+    start = align(table["start_index"], depth, len(batch))
     fresh = {"index": torch.where(done, start, index), "time": time.masked_fill(done, 0)}
     return new({"observation": new(fresh, batch), "is_init": done}, batch), timestep
 
@@ -146,8 +153,14 @@ def _chances(fn: str, level: TensorDict, key: Tensor, shape: Sequence[int]) -> d
         raise ValueError(f"{fn}.noise: shape is {tuple(shape)}, expected {wanted}")
     k = chance.shape[-1]
     uniform = rng.uniform(key, (*shape, k + 1))
-    respawn = to_bits(uniform[..., :k] < _align(chance, len(batch), len(shape)))
+    respawn = to_bits(uniform[..., :k] < align(chance, len(batch), len(shape)))
     return {"respawn": respawn, "end": uniform[..., k].clone()}
+
+
+def _collected(n_actions: int, action: Tensor, objects: Tensor) -> Tensor:
+    """Set of objects that an action takes, of those on the cell that it leads to."""
+    moves = len(MOVES[n_actions])
+    return objects if moves == n_actions else objects * (action >= moves)
 
 
 def _timestep(
@@ -155,7 +168,7 @@ def _timestep(
 ) -> TensorDict:
     depth, ndim = len(level.batch_size), collected.ndim
     terminated = uniform < _lookup(table["p_terminate"], depth, collected)
-    done = terminated | (seen["time"] >= _align(level["max_steps"], depth, ndim))
+    done = terminated | (seen["time"] >= align(level["max_steps"], depth, ndim))
     reward = _lookup(table["reward"], depth, collected)
     timestep = {"reward": reward, "done": done, "terminated": terminated, "observation": seen}
     return new(timestep, collected.shape)
@@ -169,14 +182,6 @@ def _lookup(table: Tensor, depth: int, index: Tensor) -> Tensor:
     return table.gather(-1, rows).reshape(index.shape)
 
 
-def _align(value: Tensor, depth: int, ndim: int) -> Tensor:
-    """``[*L, *rest]`` as ``[*L, *ones, *rest]``, with ndim axes before the rest."""
-    if depth in (0, ndim):
-        return value
-    shape = value.shape
-    return value.reshape(*shape[:depth], *[1] * (ndim - depth), *shape[depth:])
-
-
 # ---- objects at random cells ----
 
 
@@ -184,7 +189,7 @@ def _moving_noise(level: TensorDict, key: Tensor, shape: Sequence[int]) -> Tenso
     _require_kind("random_grid_world", level, fixed=False)
     chances = _chances("random_grid_world", level, rng.fold_in(key, "chances"), shape)
     depth, k, table = len(level.batch_size), level["p_respawn"].shape[-1], entries(level["table"])
-    free, n_free = table["free"], _align(table["n_free"], depth, len(shape))
+    free, n_free = table["free"], align(table["n_free"], depth, len(shape))
     uniform = rng.uniform(rng.fold_in(key, "cells"), (*shape, 3 * k + 1))
     # a reset leaves out the start, the last of the free cells; of 2 k + 1 distinct cells at least
     # k are neither the agent's nor an object's
@@ -220,7 +225,7 @@ def _distinct_cells(uniform: Tensor, free: Tensor, count: Tensor, depth: int) ->
 
 def _placed(level: TensorDict, layout: Tensor) -> tuple[Tensor, Tensor]:
     """Cells of all objects at a reset, and those that are there: all that found a free cell."""
-    full = _align(level["table", "full"], len(level.batch_size), layout.ndim - 1)
+    full = align(level["table", "full"], len(level.batch_size), layout.ndim - 1)
     return layout.clamp(min=0), full & to_bits(layout >= 0)
 
 
@@ -245,7 +250,7 @@ def _moved(
 def _image(level: TensorDict, n_types: int, cell: Tensor, there: Tensor, layout: Tensor) -> Tensor:
     """Picture of the agent and of the objects that are there, ``[*L, *W, 1 + n_types, S * S]``."""
     cells, k = level["walls"].shape[-1], layout.shape[-1]
-    channel = _align(level["object_type"], len(level.batch_size), cell.ndim) + 1
+    channel = align(level["object_type"], len(level.batch_size), cell.ndim) + 1
     agent = cell.unsqueeze(-1)
     pixel = torch.cat([agent, layout + cells * channel], -1)  # [*L, *W, 1 + k]
     value = torch.cat([torch.ones_like(agent), from_bits(there, k)], -1).to(torch.float32)
@@ -270,9 +275,9 @@ def _moving_state(
 # ---- checks ----
 
 
-def _require_step(state: TensorDict, action: Tensor, noise: TensorDict) -> None:
+def _require_step(n_actions: int, state: TensorDict, action: Tensor, noise: TensorDict) -> None:
     if action.dtype != torch.int64:
-        wanted = f"torch.int64 (0 to {N_ACTIONS - 1})"
+        wanted = f"torch.int64 (0 to {n_actions - 1})"
         raise TypeError(f"grid_world.step: action is {action.dtype}, expected {wanted}")
     if action.shape != state.batch_size:
         got, wanted = tuple(action.shape), tuple(state.batch_size)
@@ -287,6 +292,8 @@ def _require_step(state: TensorDict, action: Tensor, noise: TensorDict) -> None:
 
 
 def _require_kind(fn: str, level: TensorDict, *, fixed: bool) -> None:
+    if "walls" not in entries(level):
+        raise ValueError(f"{fn}: the level has no walls, expected one of grid_level")
     has = "object_cell" in entries(level)
     if has and not fixed:
         raise ValueError(f"{fn}: the level has an object_cell, so it is one for grid_world")

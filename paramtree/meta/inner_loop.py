@@ -17,15 +17,14 @@ from .. import rng, tree
 from ..autodiff import detach, vmap
 from ..envs import Env, rollout
 from ..model import Model
-from ..optim import Transform
-from .update_rule import UpdateRule, update_agent
+from .update_rule import OptimizerOf, UpdateRule, update_agent
 
 
 def train_agent(
     rule: UpdateRule,
     agent: Model,
     env: Env,
-    optimizer: Transform,
+    optimizer: OptimizerOf,
     rule_params: TensorDict,
     level: TensorDict,
     state: TensorDict,
@@ -42,11 +41,13 @@ def train_agent(
         rule: the update rule.
         agent: the agent's model.
         env: its world.
-        optimizer: transform of its gradients.
+        optimizer: transform of its gradients, or a function that makes it of ``state["hyper",
+            "optimizer"]``.
         rule_params: the rule's parameters.
         level: the level, of batch size ``[]``.
         state: ``params``, ``buffers``, ``optimizer``, ``rule`` (its buffers) and ``env`` (the
-            workers' states, of batch size ``[W]``); other entries come back as they are.
+            workers' states, of batch size ``[W]``); ``hyper``, as in ``birth``, is read if it's
+            there; other entries come back as they are.
         key: key ``[2]``; update k uses ``fold_in(key, k)``.
         updates: K, the number of updates.
         length: T, the steps of each rollout.
@@ -92,7 +93,10 @@ def train_agent(
             dist_class,
         )
         lived = {**tree.entries(state), "env": env_state, "buffers": buffers}
-        state, td = update_agent(rule, agent, optimizer, rule_params, tree.new(lived), td, hyper)
+        order = rng.fold_in(rng.fold_in(key, k), "update")
+        state, td = update_agent(
+            rule, agent, optimizer, rule_params, tree.new(lived), td, hyper, order
+        )
         trajectories.append(td)
     return state, trajectories
 
@@ -100,7 +104,7 @@ def train_agent(
 def inner_loop(
     rule: UpdateRule,
     groups: Mapping[str, tuple[Model, Env, TensorDict]],
-    optimizers: Transform | Mapping[str, Transform],
+    optimizers: OptimizerOf | Mapping[str, OptimizerOf],
     rule_params: TensorDict,
     states: TensorDict,
     key: Tensor,

@@ -9,8 +9,13 @@ and e a small embedding shared by both. The agent descends ``-log pi(a_t|s_t) pi
 KL(y(s_t) || y_hat_t)``. The network itself descends, through K such updates, the policy gradient of
 the agents that come out.
 
+A temporally-aware network is also told at which of the n updates of a life it stands: of the
+fraction that is over, k / n, and of the logarithm of n. So it can explore early and settle down
+late, and pace itself by how long a life it will be.
+
 Source: Oh et al. (2020), "Discovering reinforcement learning algorithms"; GROOVE: Jackson et al.
-(2023), "Discovering general reinforcement learning algorithms with adversarial environment design".
+(2023), "Discovering general reinforcement learning algorithms with adversarial environment design";
+Jackson et al. (2024), "Discovering temporally-aware reinforcement learning algorithms".
 """
 
 from functools import partial
@@ -27,6 +32,8 @@ from ..autodiff import detach
 from ..model import Model
 from .update_rule import UpdateRule
 
+_LOG_SCALE = 0.1  # of the logarithm of a lifetime: below 1 for lives of up to 22,026 updates
+
 
 def lpg_network(
     n_prediction: int = 30,
@@ -35,12 +42,13 @@ def lpg_network(
     cell: Literal["lstm", "gru"] = "lstm",
     n_embedding: int = 16,
     gamma_input: bool = True,
+    lifetime_input: bool = False,
     activation: Any = None,
 ) -> Model:
     """The recurrent network of Learned Policy Gradient, as a model.
 
     The paper's: ``lpg_network()``. GROOVE's: ``lpg_network(8, cell="gru", gamma_input=False,
-    activation=torch.relu)``.
+    activation=torch.relu)``. Temporally aware: ``lifetime_input=True``.
 
     Args:
         n_prediction: m, the size of the agent's prediction.
@@ -49,6 +57,9 @@ def lpg_network(
             done.
         n_embedding: width of the embedding of predictions, shared by y(s_t) and y(s_{t+1}).
         gamma_input: whether the discount is among the inputs.
+        lifetime_input: whether two inputs more tell the network of the agent's life: ``k / n`` and
+            ``0.1 log n`` with k the updates done and n those of the life. GROOVE's code gives k and
+            n as they are; the paper, as here, the fraction and the logarithm.
         activation: function between the recurrent layer and the heads, or None.
 
     Returns:
@@ -56,21 +67,25 @@ def lpg_network(
         ``gamma_input``), ``action_prob``, ``prediction`` ``[*B, T, m]`` and ``("next",
         "prediction")``, both as logits, and writes ``pi_hat`` ``[*B, T]`` and ``y_hat`` ``[*B, T,
         m]``, which adds up to 1. Params: ``embedding``, ``lstm`` or ``gru``, ``pi_hat``, ``y_hat``.
+        Buffers: none, but with ``lifetime_input`` ``age`` and ``lifetime``, 0-d floats that count
+        updates. ``init`` gives 0 and 1, ``birth`` writes the agent's lifetime, and every call makes
+        the age one more. A call beyond the end of a life sees a fraction of 1.
 
         The head of ``pi_hat`` begins at zero, so that an untrained rule leaves policies as they
         are.
 
     Raises:
-        ValueError: the cell is another, or a size is below 1; when applied, a key is missing, or a
-            shape is wrong.
+        ValueError: the cell is another, or a size is below 1; when applied, a key or a buffer is
+            missing, or a shape is wrong.
         TypeError: when applied, ``done`` isn't bool.
 
-    Source: Oh et al. (2020), section 4.1 and appendix; GROOVE: Jackson et al. (2023), appendix.
+    Source: Oh et al. (2020), section 4.1 and appendix; GROOVE: Jackson et al. (2023), appendix;
+    Jackson et al. (2024), section 4.1, for the lifetime.
     """
     cells = {"lstm": nn.lstm, "gru": nn.gru}
     if cell not in cells:
         raise ValueError(f"lpg_network: cell is {cell!r}, expected one of {', '.join(cells)}")
-    n_input = 6 if gamma_input else 5
+    n_input = 5 + gamma_input + 2 * lifetime_input
     parts = {
         "embedding": nn.mlp(n_prediction, n_embedding, 1),
         cell: cells[cell](n_input, n_hidden, reverse=True),
@@ -79,9 +94,10 @@ def lpg_network(
     }
 
     def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
-        return tree.new(
-            {name: part.init(rng.fold_in(key, name))[0] for name, part in parts.items()}
-        ), tree.new({})
+        params = {name: part.init(rng.fold_in(key, name))[0] for name, part in parts.items()}
+        life = {"age": 0.0, "lifetime": 1.0} if lifetime_input else {}
+        buffers = {name: torch.tensor(value, device=key.device) for name, value in life.items()}
+        return tree.new(params), tree.new(buffers)
 
     def apply(
         params: TensorDict, buffers: TensorDict, td: TensorDictBase
@@ -103,6 +119,9 @@ def lpg_network(
         if gamma_input:
             columns.append(_per_step(td, "gamma").expand(size))
         columns += [_per_step(td, "action_prob"), now, following.masked_fill(done, 0.0)]
+        if lifetime_input:
+            told, buffers = _one_update_older(buffers)
+            columns += [value.expand(size) for value in told]
         steps = [column.to(both.dtype).movedim(time, 0) for column in columns]
         inputs = torch.stack(steps, -1), done.movedim(time, 0)  # [T, *B, n_input], [T, *B]
         hidden = parts[cell](params[cell], tree.new({}), inputs)[0]  # [T, *B, n_hidden]
@@ -125,6 +144,19 @@ def lpg_network(
 
 def _softmax(x: Tensor) -> Tensor:
     return losses.distributions.log_softmax(x).exp()  # for a small m, faster than torch's
+
+
+def _one_update_older(buffers: TensorDict) -> tuple[list[Tensor], TensorDict]:
+    """What the network is told of a life, and the buffers after one more update."""
+    life = tree.values(buffers, ("age", "lifetime"))
+    if life is None or any(not isinstance(x, Tensor) or x.ndim for x in life):
+        raise ValueError(
+            "lpg_network: buffers lack age and lifetime, 0-d each, as init makes them with "
+            "lifetime_input"
+        )
+    age, lifetime = life
+    told = [(age / lifetime).clamp(max=1.0), _LOG_SCALE * lifetime.log()]
+    return told, tree.replace(buffers, {"age": age + 1})
 
 
 def _per_step(td: TensorDictBase, name: str) -> Tensor:

@@ -15,14 +15,21 @@ checkpoint:
     rule         the rule's parameters
     average      running average of them, which varies less from step to step: the rule to use
     optimizer    state of the optimizer that trains them
-    agents       {group: states [n]}, see ``lifetime``, each with a ``critic``: params and optimizer
+    agents       {group: states [n]}, see ``lifetime``, each with a ``critic``: params and
+                 optimizer; ``earned``, the reward of this life, and ``episodes`` that ended in it
+    bandits      {group: state}, where a group has one, and each agent then its ``arm``
+    curricula    {group: state}, where a group has one
     step         meta-steps done, int64
     key          key [2]
+
+A task whose loss or gradient is not finite has no part in the step: the others go on as if it
+weren't there, and in its place an agent is born with the next step.
 
 Source: Oh et al. (2020), "Discovering reinforcement learning algorithms", section 4 and algorithm
 1; the critic as in GROOVE: Jackson et al. (2023).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,10 +42,11 @@ from torch.distributions import Categorical
 from .. import losses, rng, tree
 from ..autodiff import detach, value_and_grad, vmap
 from ..envs import rollout
-from ..model import Model, with_next
+from ..model import with_next
 from ..optim import Transform, apply_updates
-from .inner_loop import inner_loop
-from .lifetime import Habitat, births, older, renew
+from .inner_loop import train_agent
+from .lifetime import older
+from .population import Population, by_kind, extras, finite_mean, first, renewed
 from .update_rule import UpdateRule
 
 
@@ -47,15 +55,6 @@ class Training(NamedTuple):
 
     init: Callable[[Tensor], TensorDict]
     step: Callable[[TensorDict], tuple[TensorDict, TensorDict]]
-
-
-class Population(NamedTuple):
-    """Agents of one kind that a rule is trained on: how many, where, and with what critics."""
-
-    habitat: Habitat
-    n_tasks: int
-    critic: Model
-    critic_optimizer: Transform
 
 
 def lpg_training(
@@ -69,6 +68,8 @@ def lpg_training(
     lmbda: float | Tensor = 0.95,
     average: float = 0.0,
     chunk: int | None = None,
+    task_clip: float | None = None,
+    validation: str = "last",
     dist_class: Any = Categorical,
     **regularizers: Any,
 ) -> Training:
@@ -85,13 +86,20 @@ def lpg_training(
         average: decay of the running average of the rule's parameters, in [0, 1); 0 for no average.
         chunk: how many tasks go through the K updates at once, or None for all of a group; fewer
             need less memory, and the gradient is the mean over all of them.
+        task_clip: norm at which each task's gradient is clipped before the mean over tasks, so
+            that no single life decides where the rule goes; None for no clipping.
+        validation: the agents whose policy gradient the rule descends: the ``"last"``, after K
+            updates, on one more trajectory, as in the paper; or ``"all"``, the mean over those
+            after each update, each on its own next trajectory, which has been played anyway.
         dist_class: distribution of the actions.
         regularizers: coefficients of ``losses.lpg_regularizer_loss``.
 
     Returns:
         The training. A step's metrics are 0-d: ``loss``, ``reward`` (a step, on the last
         trajectories), ``entropy``, ``prediction_entropy``, ``pi_hat_square``, ``y_hat_square``,
-        ``value_loss``, ``gradient_norm`` and ``age``.
+        ``value_loss``, ``gradient_norm`` and ``age``, means over the tasks whose numbers are
+        finite, and ``bad`` bool ``[n_tasks]`` of all groups in their order, which says whose are
+        not.
 
     Raises:
         ValueError: there is no population, or a size is below 1.
@@ -114,78 +122,91 @@ def lpg_training(
             raise ValueError(f"lpg_training: {name} is {number}, expected at least 1")
     if not 0.0 <= average < 1.0:
         raise ValueError(f"lpg_training: average is {average}, expected a decay in [0, 1)")
-    total_tasks = sum(population.n_tasks for population in populations.values())
+    if task_clip is not None and not task_clip > 0:
+        raise ValueError(f"lpg_training: task_clip is {task_clip}, expected more than 0")
+    if validation not in ("last", "all"):
+        raise ValueError(f"lpg_training: validation is {validation!r}, expected 'last' or 'all'")
     options = {"updates": updates, "length": length, "dist_class": dist_class}
 
     def init(key: Tensor) -> TensorDict:
         params, _ = rule.init(rng.fold_in(key, "rule"))
-        agents = {
-            name: _born(
-                population, rule, rng.fold_in(rng.fold_in(key, "agents"), name), stagger=True
-            )
+        parts = [
+            first(population, rule, rng.fold_in(rng.fold_in(key, "agents"), name))
             for name, population in populations.items()
-        }
+        ]
+        groups = dict(zip(populations, parts, strict=True))
         step = torch.zeros((), dtype=torch.int64, device=key.device)
         # copies, as later on: a compiled step is compiled again where two names share their tensors
-        parts = {"rule": params, "average": tree.map(torch.clone, params)}
-        parts |= {"optimizer": optimizer.init(params), "agents": tree.new(agents)}
-        return tree.new({**parts, "step": step, "key": key})
+        state = {"rule": params, "average": tree.map(torch.clone, params)}
+        state |= {"optimizer": optimizer.init(params), **by_kind(groups)}
+        return tree.new({**state, "step": step, "key": key})
 
-    def objective(params: TensorDict, name: str, agents: TensorDict, key: Tensor) -> Any:
-        """Sum over some agents of a group of what the rule descends, and what became of them."""
+    def objective(params: TensorDict, name: str, agent: TensorDict, key: Tensor) -> Any:
+        """What the rule descends for one agent of a group, and what became of it."""
         population = populations[name]
         habitat = population.habitat
-        group = {name: (habitat.agent, habitat.env, agents["level"])}
-        states, trajectories = inner_loop(
-            rule,
-            group,
-            habitat.optimizer,
-            params,
-            tree.new({name: agents}),
-            key,
-            hyper=None,
-            **options,
+        live = partial(train_agent, rule, habitat.agent, habitat.env, habitat.optimizer, params)
+        state, trajectories = live(agent["level"], agent, key, **options)
+        judge = partial(_judge, population, length, gamma, lmbda, validation, dist_class)
+        loss, after, metrics = judge(
+            regularizers, state, trajectories, rng.fold_in(key, "validation")
         )
-        keys = rng.split(rng.fold_in(key, "validation"), agents.batch_size[0])
-        judge = partial(_judge, population, length, gamma, lmbda, dist_class, regularizers)
-        loss, after, metrics = vmap(judge)(states[name], trajectories[name], keys)
-        return loss.sum(), (detach(after), metrics)
+        return loss, (detach(after), metrics)
+
+    differentiated = value_and_grad(objective, has_aux=True)
+
+    def lived(
+        params: TensorDict, name: str, agents: TensorDict, keys: Tensor
+    ) -> tuple[TensorDict, TensorDict, TensorDict, Tensor]:
+        """Gradient of some agents, what became of them, metrics, and whose numbers are finite."""
+
+        def one(agent: TensorDict, key: Tensor) -> Any:
+            (_, (after, metrics)), slope = differentiated(params, name, agent, key)
+            return slope, after, metrics, tree.norm(slope)
+
+        slopes, after, metrics, norms = vmap(one)(agents, keys)
+        fine = norms.isfinite() & metrics["loss"].isfinite()
+        share = torch.ones_like(norms)
+        if task_clip is not None:
+            share = share * torch.where(norms > task_clip, task_clip / norms, 1.0)
+        dead = tree.replace(agents, {"age": agents["lifetime"], "earned": norms * math.nan})
+        lives = tree.where(fine, older(after, updates), dead)
+        return _weighted(params, slopes, share, fine), lives, metrics, fine
 
     def step(state: TensorDict) -> tuple[TensorDict, TensorDict]:
         key = rng.fold_in(state["key"], state["step"])
-        gradient, agents, metrics = None, {}, []
+        total, groups, metrics, fine = None, {}, [], []
         for name, population in populations.items():
-            lives = _renewed(
-                population,
-                rule,
-                state["agents", name],
-                rng.fold_in(rng.fold_in(key, "renew"), name),
-            )
+            now = {kind: state[kind, name] for kind in ("agents", *extras(population))}
+            lives = renewed(population, rule, now, rng.fold_in(rng.fold_in(key, "renew"), name))
+            n = population.n_tasks
+            keys = rng.split(rng.fold_in(rng.fold_in(key, "live"), name), n)
             parts = []
-            for start in range(0, population.n_tasks, chunk or population.n_tasks):
-                some = _rows(lives, start, chunk or population.n_tasks)
-                part_key = rng.fold_in(rng.fold_in(rng.fold_in(key, "live"), name), start)
-                (_, (after, measured)), slope = value_and_grad(objective, has_aux=True)(
-                    state["rule"], name, some, part_key
-                )
-                gradient = slope if gradient is None else tree.map(torch.add, gradient, slope)
+            for start in range(0, n, chunk or n):
+                stop = start + (chunk or n)
+                some = _rows(lives["agents"], start, stop)
+                slope, after, measured, well = lived(state["rule"], name, some, keys[start:stop])
+                total = slope if total is None else tree.map(torch.add, total, slope)
                 parts.append(after)
                 metrics.append(measured)
-            agents[name] = older(_joined(parts), updates)
-        assert gradient is not None
-        mean = tree.map(lambda x: x / total_tasks, gradient)
-        changes, moments = optimizer.update(mean, state["optimizer"], state["rule"])
+                fine.append(well)
+            groups[name] = {**lives, "agents": _joined(parts)}
+        fine = torch.cat(fine)
         columns = {
-            name: torch.cat([part[name] for part in metrics]).mean() for name in metrics[0].keys()
+            name: finite_mean(torch.cat([part[name] for part in metrics]), fine)
+            for name in metrics[0].keys()
         }
-        ages = torch.cat([lives["age"].double() for lives in agents.values()]).mean()
-        columns |= {"gradient_norm": tree.norm(mean), "age": ages}
+        assert total is not None
+        mean = tree.map(lambda x: x / fine.sum(), total)  # NaN where nobody is left
+        changes, moments = optimizer.update(mean, state["optimizer"], state["rule"])
+        ages = torch.cat([group["agents"]["age"].double() for group in groups.values()])
+        columns |= {"gradient_norm": tree.norm(mean), "age": ages.mean(), "bad": ~fine}
         params = apply_updates(state["rule"], changes)
         after = {
             "rule": params,
             "average": tree.map(lambda old, p: p.lerp(old, average), state["average"], params),
             "optimizer": moments,
-            "agents": tree.new(agents),
+            **by_kind(groups),
             "step": state["step"] + 1,
             "key": state["key"],
         }
@@ -194,29 +215,21 @@ def lpg_training(
     return Training(init, step)
 
 
-def _born(
-    population: Population, rule: UpdateRule, key: Tensor, *, stagger: bool = False
-) -> TensorDict:
-    """New agents with new critics."""
-    n = population.n_tasks
-    agents = births(population.habitat, rule, key, n, stagger=stagger)
+def _weighted(params: TensorDict, slopes: TensorDict, share: Tensor, fine: Tensor) -> TensorDict:
+    """Sum over tasks of shares of their gradients ``[n, ...]``, without those that aren't fine."""
 
-    def critic(key: Tensor) -> TensorDict:
-        params, _ = population.critic.init(key)
-        return tree.new({"params": params, "optimizer": population.critic_optimizer.init(params)})
+    def added(x: Tensor) -> Tensor:
+        column = (-1, *[1] * (x.ndim - 1))
+        kept = torch.where(fine.view(column), x, 0.0)
+        return (share.to(x.dtype).view(column) * kept).sum(0)
 
-    critics = vmap(critic)(rng.split(rng.fold_in(key, "critic"), n))
-    return tree.new({**tree.entries(agents), "critic": critics}, agents.batch_size)
+    _, structure = tree.flatten(params)
+    return tree.unflatten(structure, [added(x) for x in tree.leaves(slopes)])
 
 
-def _renewed(
-    population: Population, rule: UpdateRule, agents: TensorDict, key: Tensor
-) -> TensorDict:
-    return renew(agents, population.habitat.lifetime, lambda: _born(population, rule, key))
-
-
-def _rows(agents: TensorDict, start: int, count: int) -> TensorDict:
-    return agents if count >= agents.batch_size[0] else tree.lock(agents[start : start + count])
+def _rows(agents: TensorDict, start: int, stop: int) -> TensorDict:
+    whole = start == 0 and stop >= agents.batch_size[0]
+    return agents if whole else tree.lock(agents[start:stop])
 
 
 def _joined(parts: list[TensorDict]) -> TensorDict:
@@ -229,6 +242,7 @@ def _judge(
     length: int,
     gamma: float | Tensor,
     lmbda: float | Tensor,
+    validation: str,
     dist_class: Any,
     regularizers: dict[str, Any],
     state: TensorDict,
@@ -250,21 +264,29 @@ def _judge(
         dist_class,
     )
     critic = state["critic"]
-    value_losses = []
+    value_losses, advantages = [], []
     for seen in [*trajectories, td]:
         critic, advantage, value_loss = _update_critic(population, critic, seen, gamma, lmbda)
         value_losses.append(value_loss)
+        advantages.append(advantage)
     outputs = habitat.agent(state["params"], state["buffers"], td)
-    judged = tree.new({**tree.entries(outputs), "advantage": advantage}, td.batch_size)
-    goal = losses.policy_gradient_loss(judged, dist_class)
+    later = [*trajectories[1:], outputs]  # of the agent after each update
+    judged = list(zip(later, advantages[1:], strict=True))
+    goals = []
+    for played, advantage in judged if validation == "all" else judged[-1:]:
+        made = {**tree.entries(played), "advantage": advantage}
+        goals.append(losses.policy_gradient_loss(tree.new(made, td.batch_size), dist_class))
     terms = []
-    for written, following in zip(trajectories, [*trajectories[1:], outputs], strict=True):
+    for written, following in zip(trajectories, later, strict=True):
         # what an update wrote, and the agent that it made, on that agent's own next trajectory
         made = {**tree.entries(following), "pi_hat": written["pi_hat"], "y_hat": written["y_hat"]}
         terms.append(
             losses.lpg_regularizer_loss(tree.new(made, td.batch_size), dist_class, **regularizers)
         )
-    loss = losses.total(goal) + torch.stack([losses.total(term) for term in terms]).mean()
+    goal, regularizer = (
+        torch.stack([losses.total(part) for part in parts]).mean() for parts in (goals, terms)
+    )
+    loss = goal + regularizer
     metrics = {
         name: torch.stack([term[name] for term in terms]).mean()
         for name in ("entropy", "prediction_entropy", "pi_hat_square", "y_hat_square")
@@ -274,7 +296,19 @@ def _judge(
         "reward": td["next", "reward"].mean(),
         "value_loss": torch.stack(value_losses).mean(),
     }
-    after = {**tree.entries(state), "env": env_state, "buffers": buffers, "critic": critic}
+    played, workers = [*trajectories, td], td.batch_size[0]
+    earned, episodes = (
+        torch.stack([seen["next", name].sum() for seen in played]).sum() / workers
+        for name in ("reward", "done")
+    )
+    after = {
+        **tree.entries(state),
+        "env": env_state,
+        "buffers": buffers,
+        "critic": critic,
+        "earned": state["earned"] + earned,
+        "episodes": state["episodes"] + episodes,
+    }
     return loss, tree.new(after), detach(tree.new(metrics))
 
 

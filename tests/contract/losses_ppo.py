@@ -60,6 +60,7 @@ ROWS = [
     row("ppo_clip_loss", {"eps_low": 0.15, "eps_high": 0.3}, options={"eps": 0.2}, inductor=True),
     row("ppo_kl_penalty_loss", {"kl_coeff": 0.7}),
     row("discovered_policy_loss", {"alpha": 1.5, "beta": 0.6}),
+    row("mirror_loss", {}, options={"drift": lambda x, a: (x.expm1() - x) * (1 + a.square())}),
     Case(
         "losses.ppo_clip_loss of two heads",
         lambda td: total(

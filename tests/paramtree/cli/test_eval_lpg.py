@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from paramtree import tree
+from paramtree import meta, tree
 from paramtree.checkpoint import load, load_metadata, save
 from paramtree.cli import folder as files
 from paramtree.cli import main
+from paramtree.meta import lpg_network, lpg_rule
 
 TINY = "lpg --threads 1 --tasks 2 --workers 2 --length 3 --updates 1 --hidden 4 --steps 1".split()
 FEW = "--levels sparse --count 3 --updates 4 --threads 1".split()
@@ -36,6 +37,51 @@ def test_a_folder_and_its_checkpoint_say_the_same(finished, tmp_path, capsys):
     assert a.pop("seconds") > 0 and b.pop("seconds") > 0
     assert a == b and set(a) >= {"trained", "untrained", "a2c", "random", "optimal_rate", "paired"}
     assert (tmp_path / "a" / "curve.png").stat().st_size > 1000
+    raw = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert set(raw) == set(a) - {"paired"}
+    for name, measures in raw.items():
+        assert {m: len(x) for m, x in measures.items()} == {"final": 3, "lifetime": 3, "return": 3}
+        assert sum(measures["final"]) / 3 == pytest.approx(a[name]["mean"])
+        assert sum(measures["return"]) / 3 == pytest.approx(a[name]["return"]["mean"])
+
+
+def test_any_rules_against_each_other(finished, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in ("config.json", "checkpoints"):
+        (other / path).symlink_to(finished / path)
+    words = [str(finished), "--against", "ppo", str(other), "random", "--reference", "ppo"]
+    assert main(["eval-lpg", *words, *FEW, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "of PPO's" in shown and "other" in shown
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert set(found) == {"trained", "untrained", "ppo", "other", "random", "paired", "seconds"}
+    assert found["trained"]["mean"] == found["other"]["mean"]  # the same rule, levels and noise
+    assert set(found["other"]["ahead"]) == {"final", "lifetime", "return"}
+
+
+def test_rules_without_a_run(tmp_path, capsys):
+    words = ["--against", "a2c", "q_lambda", "optimal", "--workers", "4"]
+    assert main(["eval-lpg", *words, *FEW, "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(found) == {"a2c", "q_lambda", "optimal_rate"}
+    assert "Q(lambda)" in capsys.readouterr().out
+
+
+def test_a_rule_that_comes_with_paramtree(finished, tmp_path, monkeypatch):
+    """It is known by its name, and its agents by its card."""
+    state = load(files.newest(finished))
+    rule = lpg_rule(
+        lpg_network(8, 4, cell="gru", gamma_input=False, activation=torch.relu), gamma=0.99
+    )
+    card = {"agents": {"n_prediction": 8}, "options": {"--length": 3}}
+    monkeypatch.setattr(meta, "rule_card", lambda name: card)
+    monkeypatch.setattr(meta, "load_rule", lambda name, device="cpu": (rule, state["average"]))
+    words = [*FEW, "--workers", "2", "--against", "random"]
+    for name, rule_of in (("a", "lpg-small"), ("b", str(finished))):
+        assert main(["eval-lpg", rule_of, *words, "--out", str(tmp_path / name)]) == 0
+    a, b = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
+    assert a["trained"] == b["trained"] and a["random"] == b["random"]
 
 
 def test_results_are_not_overwritten(finished, tmp_path, capsys):
@@ -124,7 +170,10 @@ def test_a_checkpoint_of_another_version_is_refused(finished, tmp_path, monkeypa
     ("words", "named"),
     [
         ("--levels smal", "expected one of dense"),
-        ("--levels rand_dense", "shows images"),
+        ("--levels rand_tiny --against optimal", "random positions"),
+        ("--against a2c a2c", "expected names that differ"),
+        ("--against ppo --reference dpo", "--reference is 'dpo', expected one of trained"),
+        ("--against ppa", "'ppa' is no run, no checkpoint and none of a2c, ppo"),
         ("--count 0", "the number of levels is 0"),
         ("--updates 0", "the number of updates is 0"),
         ("--workers 0", "the number of workers is 0"),
@@ -136,6 +185,11 @@ def test_wrong_use_is_one_paragraph(finished, words, named, capsys):
     assert main(["eval-lpg", str(finished), *words.split(), "--threads", "1"]) == 2
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
+
+
+def test_no_rule_at_all_is_refused(capsys):
+    assert main(["eval-lpg", "--threads", "1"]) == 2
+    assert "no rule is given; name one, or some with --against" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):

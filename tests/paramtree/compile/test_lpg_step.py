@@ -53,11 +53,12 @@ def test_a_reward_curve_is_one_graph():
 
 def test_whoever_is_at_its_end_makes_room_in_compiled_code_too():
     """Where nobody can look at ages, the new ones are made in any case."""
-    born = tree.new({"age": torch.zeros(3, dtype=torch.int64), "x": torch.ones(3)}, [3])
+    lifetime, zero = torch.full((3,), 5), torch.zeros(3, dtype=torch.int64)
+    born = tree.new({"age": zero, "lifetime": lifetime, "x": torch.ones(3)}, [3])
 
     def renewed(age):
-        old = tree.new({"age": age, "x": 2 * torch.ones(3)}, [3])
-        return meta.renew(old, 5, lambda: born)
+        old = tree.new({"age": age, "lifetime": lifetime, "x": 2 * torch.ones(3)}, [3])
+        return meta.renew(old, lambda rows: tree.take(born, rows))
 
     run = Compiled(renewed)
     for ages in ([1, 2, 3], [4, 5, 6]):

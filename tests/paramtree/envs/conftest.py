@@ -13,10 +13,11 @@ FIELDS = ("object_cell", "reward", "p_terminate", "p_respawn")
 def to_world(level):
     """The oracle's dictionary of one level."""
     world = {name: level[name].tolist() for name in ("walls", *FIELDS)}
+    world["n_actions"] = level["table", "landing"].shape[-1] // len(world["walls"])
     return world | {name: int(level[name]) for name in ("side", "start", "max_steps", "n_objects")}
 
 
-def random_levels(n, side=4, k=2, max_steps=7, seed=0):
+def random_levels(n, side=4, k=2, max_steps=7, seed=0, n_actions=5):
     """Small levels in float64, padded to a grid one larger than they are."""
     draw, size = np.random.default_rng(seed), side + 1
     walls = np.zeros((n, size * size), dtype=bool)
@@ -37,6 +38,7 @@ def random_levels(n, side=4, k=2, max_steps=7, seed=0):
         p_respawn=torch.tensor(values[2]),
         object_cell=torch.tensor(cells[:, 1:]),
         n_objects=torch.tensor(draw.integers(1, k + 1, n)),
+        n_actions=n_actions,
     )
 
 

@@ -20,14 +20,15 @@ def arguments(**changes):
     return values | changes
 
 
-def test_tables_say_what_the_oracle_does(make_levels, world_of):
-    levels = make_levels(6, side=4, k=3)
+@pytest.mark.parametrize("n_actions", [5, 9, 18])
+def test_tables_say_what_the_oracle_does(make_levels, world_of, n_actions):
+    levels = make_levels(6, side=4, k=3, n_actions=n_actions)
     for i in range(6):
         world, table = world_of(levels[i]), levels[i]["table"]
         free = [c for c in range(16) if not world["walls"][c]]
         for cell in free:
-            moves = [land(world, cell, action) for action in range(5)]
-            assert table["landing"].view(25, 5)[cell].tolist() == moves
+            moves = [land(world, cell, action) for action in range(n_actions)]
+            assert table["landing"].view(25, n_actions)[cell].tolist() == moves
             there = tuple(j < world["n_objects"] for j in range(3))
             taken, reward, chance = collect(world, cell, there)
             subset = index(world, 0, taken) // 25
@@ -36,6 +37,29 @@ def test_tables_say_what_the_oracle_does(make_levels, world_of):
             assert table["p_terminate"][subset].item() == pytest.approx(chance)
         everything = tuple(j < world["n_objects"] for j in range(3))
         assert table["start_index"] == index(world, world["start"], everything)
+
+
+def test_diagonal_moves_are_blocked_by_their_target_and_the_border_alone():
+    walls = torch.zeros(16, dtype=torch.bool)
+    walls[[1, 3]] = True  # both neighbors of the corner, on a grid of side 3
+    level = grid_level(**arguments(walls=walls, n_actions=9))
+    landing = level["table", "landing"].view(16, 9)
+    assert landing[0].tolist() == [0, 0, 0, 0, 0, 0, 0, 4, 0]  # past the corners of walls
+    assert landing[7].tolist() == [4, 7, 6, 8, 7, 5, 7, 7, 7]  # up-left is a wall, below is nothing
+    assert landing[4].tolist() == [4, 7, 4, 5, 0, 2, 6, 8, 4]
+    assert landing[9:].tolist() == [[cell] * 9 for cell in range(9, 16)]
+    both = grid_level(**arguments(walls=walls, n_actions=18))["table", "landing"].view(16, 2, 9)
+    assert torch.equal(both[:, 0], landing) and torch.equal(both[:, 1], landing)
+
+
+def test_the_five_actions_are_among_the_nine():
+    names = {"walls": torch.arange(25) % 7 == 3, "side": torch.tensor([4, 5])}
+    names["walls"] = names["walls"].expand(2, 25)
+    five, nine = (
+        grid_level(**arguments(**names, n_actions=n))["table", "landing"].view(2, 25, n)
+        for n in (5, 9)
+    )
+    assert torch.equal(five, nine[..., [0, 1, 2, 3, 8]])
 
 
 def test_chances_to_end_add_up_to_at_most_one():
@@ -90,6 +114,8 @@ def test_gradient_reaches_rewards():
         ({"object_cell": torch.tensor([0, 9])}, ValueError, "object_cell holds 9"),
         ({"object_cell": torch.tensor([0.0, 1.0])}, TypeError, "object_cell is torch.float32"),
         ({"walls": torch.arange(16) == 4}, ValueError, "start holds 4, which is a wall"),
+        ({"n_actions": 4}, ValueError, "n_actions is 4, expected 5, 9 .* or 18"),
+        ({"n_actions": 9.0}, ValueError, "n_actions is 9.0, expected 5"),
         ({"walls": torch.arange(16) == 8}, ValueError, "object_cell holds 8, which is a wall"),
     ],
 )

@@ -42,11 +42,12 @@ def test_level_transitions_are_those_of_golden_lpg(golden_lpg, golden_level):
         assert cell.tolist() == recorded["pos"].tolist()
 
 
-def test_steps_and_auto_resets_are_the_oracles(make_levels, world_of):
-    n, workers, length = 6, 5, 60
-    levels = make_levels(n, side=3, k=2, max_steps=6)
+@pytest.mark.parametrize("n_actions", [5, 9, 18])
+def test_steps_and_auto_resets_are_the_oracles(make_levels, world_of, n_actions):
+    n, workers, length = 6, 5, 60 if n_actions == 5 else 40
+    levels = make_levels(n, side=3, k=2, max_steps=6, n_actions=n_actions)
     noise = ENV.noise(levels, rng.key(1), (n, length, workers))
-    actions = rng.randint(rng.key(2), (n, length, workers), 0, 5)
+    actions = rng.randint(rng.key(2), (n, length, workers), 0, n_actions)
     state = ENV.reset(levels, noise[:, 0])
     steps = []
     for t in range(length):
@@ -67,13 +68,13 @@ def test_steps_and_auto_resets_are_the_oracles(make_levels, world_of):
                 assert row["observation", "index"] == index
                 assert row["observation", "time"] == time
                 after = state[i, w]
-                fresh = Simulator(agent.world).step(4, [0, 0], 2.0)
+                fresh = Simulator({**agent.world, "n_actions": 5}).step(4, [0, 0], 2.0)
                 assert bool(after["is_init"]) == done
                 assert after["observation", "time"] == (0 if done else time)
                 assert after["observation", "index"] == (fresh[3] if done else index)
                 ends += terminated
                 cuts += done and not terminated
-    assert ends > 50 and cuts > 50  # both kinds of end were seen
+    assert ends > 30 and cuts > 30  # both kinds of end were seen
 
 
 @pytest.mark.parametrize("chance", [0.0, 1.0])
@@ -250,24 +251,53 @@ def test_image_shows_the_agent_and_each_type():
                 assert np.array_equal(timestep["observation", "image"][w], image)
 
 
-def test_collecting_is_the_same_with_random_positions():
-    level, env = crowd(3, n_walls=0), random_grid_world(3)
+@pytest.mark.parametrize("n_actions", [5, 9, 18])
+def test_collecting_is_the_same_with_random_positions(n_actions):
+    level, env = crowd(3, n_walls=0, n_actions=n_actions), random_grid_world(3)
     noise = env.noise(level, rng.key(1), (200, 30))
     state = env.reset(level, noise[0])
-    total = 0
+    total, left = 0, 0
     for t in range(200):
-        before = state
-        state, timestep = env.step(level, state, rng.randint(rng.key(t), (30,), 0, 5), noise[t])
+        before, action = state, rng.randint(rng.key(t), (30,), 0, n_actions)
+        state, timestep = env.step(level, state, action, noise[t])
         landed = timestep["observation", "image"][:, 0].argmax(-1)
         on = (before["object_cell"] == landed.unsqueeze(-1)) & (
             (before["objects"].unsqueeze(-1) >> torch.arange(3)) & 1 == 1
         )
+        if n_actions == 18:
+            leaves = (action < 9).unsqueeze(-1)
+            there = (state["objects"].unsqueeze(-1) >> torch.arange(3)) & 1 == 1
+            assert there[on & leaves & ~timestep["done"].unsqueeze(-1)].all()
+            left += int((on & leaves).sum())
+            on = on & ~leaves
         assert torch.equal(timestep["reward"], on.sum(-1).float())
         assert torch.equal(timestep["terminated"], noise["end"][t] < 0.1 * on.sum(-1))
         there = (state["objects"].unsqueeze(-1) >> torch.arange(3)) & 1 == 1
         assert not (there & on)[~timestep["done"]].any()  # gone for this step at least
         total += int(on.sum())
     assert total > 500
+    assert (left > 500) == (n_actions == 18)
+
+
+def test_an_object_underfoot_waits_until_it_is_collected():
+    level = grid_level(
+        walls=torch.zeros(4, dtype=torch.bool),
+        side=2,
+        start=0,
+        max_steps=9,
+        reward=torch.ones(1),
+        p_terminate=torch.zeros(1),
+        p_respawn=torch.zeros(1),
+        object_cell=torch.tensor([3]),
+        n_actions=18,
+    )
+    noise = ENV.noise(level, rng.key(0), ())
+    state, rewards = ENV.reset(level, noise), []
+    for action in (7, 8, 17, 17):  # down-right, stay, stay and collect, again
+        state, timestep = ENV.step(level, state, torch.tensor(action), noise)
+        rewards.append(float(timestep["reward"]))
+    assert rewards == [0, 0, 1, 0]
+    assert state["observation", "index"] == 3
 
 
 def test_rewards_carry_gradient(make_levels):

@@ -50,6 +50,41 @@ def test_both_agree_with_going_through_every_outcome(make_levels, world_of, k):
     assert (returns > 0).any()
 
 
+@pytest.mark.parametrize(("n_actions", "fewer"), [(9, 5), (18, 9)])
+def test_other_actions_agree_with_going_through_every_outcome(
+    make_levels, world_of, n_actions, fewer
+):
+    kind = {"side": 3, "k": 2, "max_steps": 5, "seed": 12}
+    levels = make_levels(4, **kind, n_actions=n_actions)
+    returns, rates = optimal_return(levels, 4), optimal_reward_rate(levels)
+    for i in range(4):
+        world = world_of(levels[i])
+        assert returns[i].item() == pytest.approx(best_return(world, 4), abs=1e-12)
+        assert rates[i].item() == pytest.approx(best_rate(world), abs=1e-12)
+    least = optimal_return(make_levels(4, **kind, n_actions=fewer), 4)
+    assert (returns >= least - 1e-12).all() and (returns > least + 1e-2).any()
+
+
+@pytest.mark.parametrize("n_actions", [5, 9, 18])
+def test_who_may_leave_an_object_walks_through_it(n_actions):
+    """A penalty that always is there again lies in the only way to a reward."""
+    values = torch.tensor([[-1.0, 0.9], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    level = grid_level(
+        walls=torch.arange(9) > 2,
+        side=3,
+        start=0,
+        max_steps=6,
+        reward=values[0],
+        p_terminate=values[1],
+        p_respawn=values[2],
+        object_cell=torch.tensor([1, 2]),
+        n_actions=n_actions,
+    )
+    wanted = 0.9 if n_actions == 18 else 0.0
+    assert optimal_return(level, 6).item() == pytest.approx(wanted, abs=1e-12)
+    assert optimal_reward_rate(level).item() == pytest.approx(wanted / 2, abs=1e-12)
+
+
 def test_two_objects_on_one_cell_are_taken_together(world_of):
     level = grid_level(
         walls=torch.zeros(4, dtype=torch.bool),
@@ -151,15 +186,16 @@ def test_a_policy_that_knows_the_rate_earns_it():
     assert optimal_reward_rate(level).item() == pytest.approx(total / steps, rel=0.01)
 
 
+@pytest.mark.parametrize("n_actions", [5, 18])
 @pytest.mark.parametrize("best", [lambda x: optimal_return(x, 4), optimal_reward_rate])
-def test_gradients_are_those_of_central_differences(make_levels, best):
+def test_gradients_are_those_of_central_differences(make_levels, best, n_actions):
     level = make_levels(1, side=3, k=2, max_steps=5, seed=5)[0]
     names = ("walls", "side", "start", "max_steps", "object_cell", "n_objects")
     fields = {name: level[name] for name in names}
 
     def value(reward, p_terminate, p_respawn):
         values = {"reward": reward, "p_terminate": p_terminate, "p_respawn": p_respawn}
-        return best(grid_level(**values, **fields))
+        return best(grid_level(**values, **fields, n_actions=n_actions))
 
     floats = [torch.tensor([0.7, 0.4]), torch.tensor([0.3, 0.2]), torch.tensor([0.4, 0.6])]
     points = [point.double().requires_grad_() for point in floats]

@@ -104,8 +104,8 @@ def test_learned_policy_gradient_in_three_calls():
     names = ("agent", "meta", "level", "env", "play")
     keys = dict(zip(names, rng.split(rng.key(0), 5), strict=True))
     fmodel = compose(
-        actor=meta.tabular_model(world, 5, "logits"),
-        prediction=meta.tabular_model(world, 4, "prediction"),
+        actor=meta.agent_model(world, 5, "logits"),
+        prediction=meta.agent_model(world, 4, "prediction"),
     )
     rule = meta.lpg_rule(meta.lpg_network(4, 8, n_embedding=4))
     params, buffers = fmodel.init(keys["agent"])

@@ -12,6 +12,7 @@ from paramtree.meta import (
     Habitat,
     a2c_habitat,
     a2c_rule,
+    agent_model,
     births,
     inner_loop,
     lpg_network,
@@ -19,7 +20,6 @@ from paramtree.meta import (
     older,
     renew,
     reward_curve,
-    tabular_model,
     train_agent,
     update_agent,
 )
@@ -30,7 +30,7 @@ SMALL = level_distribution("small")
 
 def habitat(world=SMALL, out=("logits", "state_value"), optimizer=None, workers=3, lifetime=10):
     sizes = {"logits": world.n_actions, "state_value": 1, "prediction": 4}
-    agent = compose(**{name: tabular_model(world, sizes[name], name) for name in out})
+    agent = compose(**{name: agent_model(world, sizes[name], name) for name in out})
     return Habitat(agent, world.env, world.sample, optimizer or optim.sgd(0.5), workers, lifetime)
 
 
@@ -289,12 +289,12 @@ def test_ages_spread_and_only_the_old_make_room():
     assert lived["age"].tolist() == [3, 5, 7, 9, 11] and agents["age"].tolist() == [0, 2, 4, 6, 8]
     called = []
 
-    def born():
-        called.append(1)
-        return births(home, rule, rng.key(9), 5)
+    def born(rows):
+        called.append(rows.tolist())
+        return births(home, rule, rng.key(9), 5, rows=rows)
 
-    after = renew(lived, 10, born)
-    assert after["age"].tolist() == [3, 5, 7, 9, 0] and called == [1]
+    after = renew(lived, born)
+    assert after["age"].tolist() == [3, 5, 7, 9, 0] and called == [[4]]
     fresh = births(home, rule, rng.key(9), 5)
     assert torch.equal(after["level", "walls"][4], fresh["level", "walls"][4])
     assert torch.equal(
@@ -302,7 +302,7 @@ def test_ages_spread_and_only_the_old_make_room():
     )
     for mine, before in zip(tree.leaves(after), tree.leaves(lived), strict=True):
         assert torch.equal(mine[:4], before[:4])
-    assert renew(agents, 10, born) is agents and called == [1]
+    assert renew(agents, born) is agents and called == [[4]]
     with pytest.raises(ValueError, match="births: n is 0"):
         births(home, rule, rng.key(0), 0)
 
@@ -365,8 +365,6 @@ def test_bad_network_input():
         network(params, buffers, td.exclude("action_prob"))
     with pytest.raises(ValueError, match="cell is 'rnn', expected one of lstm, gru"):
         lpg_network(cell="rnn")
-    with pytest.raises(ValueError, match="images"):
-        tabular_model(level_distribution("rand_small"), 5, "logits")
 
 
 def test_the_network_reads_backward_and_stops_at_the_end_of_an_episode():

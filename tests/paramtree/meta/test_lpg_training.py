@@ -44,6 +44,8 @@ def test_a_step_is_a_pure_function_of_one_tree():
     assert not torch.equal(after["rule", "gru", "weight_hh"], state["rule", "gru", "weight_hh"])
     critics = ("agents", "small", "critic", "params", "weight")
     assert not torch.equal(after[critics], state[critics])  # the baseline learns
+    assert metrics["bad"].tolist() == [False] * 3
+    metrics = metrics.exclude("bad")
     names = "age entropy gradient_norm loss pi_hat_square prediction_entropy reward value_loss "
     names += "y_hat_square"
     assert sorted(metrics.keys()) == names.split() and all(
@@ -51,8 +53,9 @@ def test_a_step_is_a_pure_function_of_one_tree():
     )
 
 
-def test_the_meta_gradient_is_that_of_the_loss():
-    train = training(optim.sgd(1.0), full_stop=False)
+@pytest.mark.parametrize("validation", ["last", "all"])
+def test_the_meta_gradient_is_that_of_the_loss(validation):
+    train = training(optim.sgd(1.0), full_stop=False, validation=validation)
     state = double(train.init(rng.key(0)))
     head = rng.normal(rng.key(11), (1, 6), dtype=torch.float64)  # which begins at zero
     state = tree.replace(state, {"rule.pi_hat.weight": head})

@@ -1,0 +1,212 @@
+"""What trainings by evolution strategies have in common: their state, and a step of the rule."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from .. import optim, rng, tree
+from ..optim import Transform, apply_updates
+from ._check import require_count, require_real
+from .perturb import es_gradient
+from .population import Population, finite_mean, first
+from .update_rule import UpdateRule
+
+
+def groove_optimizer() -> Transform:
+    """Adam with a rate of 0.01 that decays by 0.999 a step, down to 1e-5.
+
+    Returns:
+        The transform.
+
+    Source: GROOVE: Jackson et al. (2024).
+    """
+    return optim.adam(optim.exponential_decay(0.01, 1, 0.999, end=1e-5))
+
+
+def first_groups(
+    rule: UpdateRule, populations: Mapping[str, Population], key: Tensor
+) -> dict[str, dict[str, TensorDict]]:
+    """States of all groups at the beginning, by group and kind, as ``lpg_training`` has them.
+
+    Args:
+        rule: the rule.
+        populations: by group.
+        key: key ``[2]``.
+
+    Returns:
+        The states; ages are spread over a lifetime.
+    """
+    key = rng.fold_in(key, "agents")
+    return {
+        name: first(population, rule, rng.fold_in(key, name))
+        for name, population in populations.items()
+    }
+
+
+def newborn(agents: TensorDict) -> TensorDict:
+    """The same agents at age 0.
+
+    Args:
+        agents: who have had no update yet, whatever their ages say.
+
+    Returns:
+        The agents.
+    """
+    memory: Any = agents["rule"]
+    if "age" in memory.keys():
+        memory = tree.replace(memory, {"age": torch.zeros_like(memory["age"])})
+    return tree.replace(agents, {"age": torch.zeros_like(agents["age"]), "rule": memory})
+
+
+def first_state(
+    rule: UpdateRule, optimizer: Transform, sigma: float, key: Tensor, groups: dict[str, TensorDict]
+) -> TensorDict:
+    """A training before its first step.
+
+    Args:
+        rule: the rule.
+        optimizer: transform of its gradients.
+        sigma: σ.
+        key: key ``[2]``.
+        groups: the rest of the state.
+
+    Returns:
+        The state.
+    """
+    params, _ = rule.init(rng.fold_in(key, "rule"))
+    state = {
+        "rule": params,
+        "average": tree.map(torch.clone, params),
+        "optimizer": optimizer.init(params),
+        "sigma": torch.tensor(float(sigma), device=key.device),
+        **groups,
+        "step": torch.zeros((), dtype=torch.int64, device=key.device),
+        "key": key,
+    }
+    return tree.new(state)
+
+
+def ascent(
+    up: Tensor, down: Tensor, noises: list[TensorDict], sigma: Tensor | float, rank: str | None
+) -> tuple[TensorDict, Tensor]:
+    """Gradient of minus the fitness, of the pairs whose fitness is finite.
+
+    Args:
+        up: fitness ``[n]``.
+        down: of their partners.
+        noises: perturbations of all groups.
+        sigma: their width.
+        rank: see ``es_gradient``.
+
+    Returns:
+        The gradient, and ``[n]`` bool, which pairs are in it.
+    """
+    fine = up.isfinite() & down.isfinite()
+    noise = tree.concat(noises) if len(noises) > 1 else noises[0]
+    up, down = (torch.where(fine, x, 0.0) for x in (up, down))  # no difference, no part
+    share = -fine.numel() / fine.sum()
+    slope = es_gradient(up, down, noise, sigma=sigma, rank=rank)
+    return tree.map(lambda x: x * share, slope), fine
+
+
+def fitness_metrics(fitness: Tensor, fine: Tensor) -> dict[str, Tensor]:
+    """Mean and extremes.
+
+    Args:
+        fitness: ``[n, 2]``.
+        fine: ``[n]`` bool, which count.
+
+    Returns:
+        0-d each, by name.
+    """
+    low, high = fitness.amin(1), fitness.amax(1)
+    return {
+        "fitness": finite_mean(fitness.mean(1), fine),
+        "fitness_min": torch.where(fine, low, torch.inf).amin(),
+        "fitness_max": torch.where(fine, high, -torch.inf).amax(),
+    }
+
+
+def descended(
+    state: TensorDict, optimizer: Transform, gradient: TensorDict, average: float
+) -> dict[str, Any]:
+    """What a step makes of all that isn't the agents'.
+
+    Args:
+        state: the training.
+        optimizer: transform of the gradients.
+        gradient: of this step.
+        average: decay of the running average.
+
+    Returns:
+        The parts, by name.
+    """
+    changes, moments = optimizer.update(gradient, state["optimizer"], state["rule"])
+    params = apply_updates(state["rule"], changes)
+    return {
+        "rule": params,
+        "average": tree.map(lambda old, p: p.lerp(old, average), state["average"], params),
+        "optimizer": moments,
+        "step": state["step"] + 1,
+        "key": state["key"],
+    }
+
+
+def require_populations(fn: str, populations: Any, **counts: int | None) -> None:
+    """Refuse a training without populations, or with a size below 1.
+
+    Args:
+        fn: name of the function that was called.
+        populations: by group.
+        counts: sizes by name; None is one too.
+
+    Raises:
+        ValueError: there is no population, or a size is below 1.
+        TypeError: an argument is of another kind.
+    """
+    if not populations:
+        raise ValueError(f"{fn}: no populations given, expected {{group: Population}}")
+    for name, population in populations.items():
+        if not isinstance(population, Population):
+            kind = type(population).__name__
+            raise TypeError(f"{fn}: {name} is a {kind}, expected a Population")
+    for name, count in counts.items():
+        if count is not None:
+            require_count(fn, name, count)
+
+
+def require_widths(
+    fn: str, *, sigma: float, sigma_decay: float = 1.0, sigma_limit: float = 0.0
+) -> None:
+    """Refuse a width of perturbations that is out of range.
+
+    Args:
+        fn: name of the function that was called.
+        sigma: positive.
+        sigma_decay: positive.
+        sigma_limit: not negative.
+
+    Raises:
+        ValueError: it's out of range.
+        TypeError: it isn't a float.
+    """
+    require_real(fn, "sigma", sigma, above=0.0)
+    require_real(fn, "sigma_decay", sigma_decay, above=0.0)
+    require_real(fn, "sigma_limit", sigma_limit, low=0.0)
+
+
+def require_average(fn: str, average: float) -> None:
+    """Refuse a decay out of range.
+
+    Args:
+        fn: name of the function that was called.
+        average: the decay.
+
+    Raises:
+        ValueError: it's out of range.
+    """
+    if not 0.0 <= average < 1.0:
+        raise ValueError(f"{fn}: average is {average}, expected a decay in [0, 1)")

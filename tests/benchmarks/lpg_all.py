@@ -1,0 +1,141 @@
+"""Learned Policy Gradient against A2C on the distribution "all", on levels that nobody has seen.
+
+Rules come from runs of ``paramtree lpg``, one for each meta-seed. Each contestant trains a fresh
+agent on each of the same levels, with the same random numbers:
+
+    random          nobody learns
+    untrained       the rules as they were before their first steps
+    a2c published   A2C with GROOVE's constants
+    a2c tuned       with the best of tune_all.py, on other levels
+    a2c by level    with the best for each level, among as many as 32, chosen on that very level
+                    with other random numbers: no opponent, but what tuning could give
+    lpg             the rules
+
+    python tests/benchmarks/lpg_all.py runs/all-0 runs/all-1 runs/all-2 --train
+    python tests/benchmarks/lpg_all.py --recompute
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lives import (
+    CACHE,
+    PUBLISHED,
+    Record,
+    Setting,
+    a2c,
+    a2c_scores,
+    as_mark,
+    kept,
+    learned,
+    make_setting,
+    optimum,
+    random_agents,
+    read_rule,
+    together,
+    tuned,
+    untrained,
+)
+from standings import Raw, recompute, report
+
+from paramtree import rng
+
+RESULTS = Path(__file__).parent / "results"
+TITLE = "Learned Policy Gradient and A2C on levels of {}"
+# The command whose runs the committed figures come from; --seed and --out are added.
+TRAINING = "lpg --preset demo --levels all_shortlife --evaluate 0 --threads 1"
+
+
+def train(folder: Path, seed: int, command: str) -> None:
+    """Start a run, or go on with it; one that is finished stays as it is."""
+    goes_on = (folder / "config.json").exists()
+    where = ["--resume", str(folder)] if goes_on else ["--seed", str(seed), "--out", str(folder)]
+    options = command.split()[:1] if goes_on else command.split()
+    subprocess.run([sys.executable, "-m", "paramtree.cli", *options, *where], check=True)
+
+
+def by_level(setting: Setting, few: list[dict[str, float]]) -> Record:
+    """A2C with the best of a few configurations for each level."""
+    other = setting._replace(key=rng.fold_in(setting.key, "choice"))  # other random numbers
+    scores = torch.cat(
+        [a2c_scores(other, few[i : i + 16], f"a2c by level {i}") for i in range(0, len(few), 16)], 1
+    )
+    return a2c(setting, [few[i] for i in scores.argmax(1).tolist()], "a2c by level")
+
+
+def contest(setting: Setting, folders: list[Path], tuning: Path, cache: Path) -> Raw:
+    """Raw numbers of all contestants."""
+    best, few = tuned(tuning)
+    rules = [read_rule(folder) for folder in folders]
+
+    def play(name: str, mark: object, run: Callable[[], Any]) -> Any:
+        return kept(name, [setting.mark, mark], run, cache)
+
+    found = {
+        "random": play("random", None, lambda: random_agents(setting)),
+        "untrained": together(
+            [
+                play("untrained", u.mark, lambda u=u: learned(setting, u))
+                for u in map(untrained, rules)
+            ]
+        ),
+        "a2c published": play("a2c", PUBLISHED, lambda: a2c(setting, [PUBLISHED], "a2c published")),
+        "a2c tuned": play("a2c", best, lambda: a2c(setting, [best], "a2c tuned")),
+        "a2c by level": play("a2c by level", few, lambda: by_level(setting, few)),
+        "lpg": together(
+            [play("lpg", rule.mark, lambda r=rule: learned(setting, r)) for rule in rules]
+        ),
+    }
+    return {
+        "setting": setting.mark,
+        "rules": [as_mark(rule) for rule in rules],
+        "a2c tuned": best,
+        "optimum": play("optimum", None, lambda: optimum(setting)),
+        "contestants": found,
+    }
+
+
+def main() -> None:
+    """Measure, or compute the figures again."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs of paramtree lpg")
+    parser.add_argument("--recompute", action="store_true", help="from the raw numbers on file")
+    parser.add_argument("--train", action="store_true", help="first train the rules, or go on")
+    parser.add_argument("--command", default=TRAINING, help=f"how they're trained: {TRAINING}")
+    parser.add_argument("--world", default="all")
+    parser.add_argument("--levels", type=int, default=256)
+    parser.add_argument("--updates", type=int, default=250)
+    parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--tuning", type=Path, default=RESULTS / "a2c_all.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "lpg_all.json")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    title = TITLE.format(chosen.world)
+    if chosen.recompute:
+        recompute(chosen.out, title)
+        return
+    if not chosen.runs:
+        parser.error("no runs given")
+    if chosen.train:
+        for seed, folder in enumerate(chosen.runs):
+            train(folder, seed, chosen.command)
+    sizes = {"updates": chosen.updates, "workers": chosen.workers}
+    count = chosen.levels
+    if chosen.quick:
+        count, sizes = 4, {"updates": 5, "workers": 4}
+    setting = make_setting(chosen.world, "evaluation", count, **sizes)
+    report(contest(setting, chosen.runs, chosen.tuning, chosen.cache), chosen.out, title)
+
+
+if __name__ == "__main__":
+    main()

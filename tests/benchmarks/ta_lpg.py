@@ -1,0 +1,228 @@
+"""Does it help a rule to know how long a life it has? TA-LPG against LPG at short and long lives.
+
+Both rules have the same network, but that one is told of the agent's age and lifetime, and both are
+trained alike, by evolution strategies over whole lives whose lengths are drawn log-uniformly, or by
+the gradient through K updates. Then both lead lives of fixed lengths on the same held-out levels
+with the same random numbers. What counts is the mean reward per step over the last fifth of a life,
+and over all of it; intervals are at 95%, over meta-seeds and levels.
+
+A training goes on where its last checkpoint is, and what has been measured isn't measured again:
+runs/ta_lpg/ holds checkpoints and curves, results/ta_lpg.json the numbers of each level and seed.
+
+    python tests/benchmarks/ta_lpg.py --seeds 3 --steps 100
+    python tests/benchmarks/ta_lpg.py --quick
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from intervals import bootstrap, difference, mean
+from rich.progress import Progress
+from tensordict import TensorDict
+from torch import Tensor
+
+from paramtree import optim, rng
+from paramtree.checkpoint import load, save
+from paramtree.envs import level_distribution
+from paramtree.meta import (
+    Training,
+    UpdateRule,
+    es_training,
+    lpg_network,
+    lpg_population,
+    lpg_rule,
+    lpg_training,
+    reward_curve,
+)
+
+RULES = {"lpg": False, "ta_lpg": True}
+RESULT = Path(__file__).parent / "results" / "ta_lpg.json"
+QUICK = {
+    "seeds": 1,
+    "steps": 2,
+    "tasks": 4,
+    "workers": 2,
+    "hidden": 8,
+    "levels": 3,
+    "eval_workers": 2,
+    "born": [3, 6],
+    "lifetimes": [3, 6],
+}
+
+
+def rule_of(options: argparse.Namespace, name: str) -> UpdateRule:
+    """A rule with GROOVE's network, narrower."""
+    network = lpg_network(
+        options.prediction,
+        options.hidden,
+        cell="gru",
+        gamma_input=False,
+        lifetime_input=RULES[name],
+        activation=torch.relu,
+    )
+    return lpg_rule(network)
+
+
+def training_of(options: argparse.Namespace, name: str) -> Training:
+    """Its training."""
+    lifetime = (options.born[0], options.born[1])
+    population = lpg_population(
+        level_distribution(options.world),
+        options.tasks,
+        n_prediction=options.prediction,
+        workers=options.workers,
+        lifetime=lifetime,
+    )
+    groups, rule = {options.world: population}, rule_of(options, name)
+    more: dict[str, Any] = {"length": options.length, "average": options.average}
+    if options.method == "gradient":
+        rate = 1e-3 if options.rate is None else options.rate
+        return lpg_training(rule, groups, optim.adam(rate), **more)
+    rate = 0.05 if options.rate is None else options.rate
+    descent = optim.adam(optim.exponential_decay(rate, 1, 0.999, end=1e-5))
+    return es_training(rule, groups, descent, sigma=options.sigma, score=options.score, **more)
+
+
+def trained(options: argparse.Namespace, name: str, seed: int, folder: Path) -> TensorDict:
+    """The rule's parameters after all steps, from where the last checkpoint is."""
+    train, path = training_of(options, name), folder / f"{name}_{seed}.safetensors"
+    state = train.init(rng.key(seed))
+    state = load(path, like=state) if path.exists() else state
+    began, done = time.monotonic(), int(state["step"])
+    with Progress(disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task(f"{name} {seed}", total=options.steps, completed=done)
+        for step in range(done, options.steps):
+            before = time.monotonic()
+            state, metrics = train.step(state)
+            columns = {key: float(x) for key, x in metrics.items() if x.ndim == 0}
+            columns |= {"step": step + 1, "seconds": round(time.monotonic() - before, 3)}
+            with (folder / f"{name}_{seed}.jsonl").open("a") as file:
+                file.write(json.dumps(columns) + "\n")
+            now = time.monotonic()
+            if now - began > 30 or step + 1 == options.steps:
+                save(path, state)
+                began = now
+            reward = columns["reward"]
+            bars.update(task, advance=1, description=f"{name} {seed} reward {reward:.4f}")
+    return state["average"]
+
+
+def measured(
+    options: argparse.Namespace, rule: UpdateRule, params: TensorDict, updates: int
+) -> dict[str, list[float]]:
+    """Rewards of lives of one length on the held-out levels."""
+    world, key = level_distribution(options.world), rng.fold_in(rng.key(0), "held out")
+    levels = world.sample(rng.split(rng.fold_in(key, "levels"), options.levels))
+    population = lpg_population(
+        world, options.levels, n_prediction=options.prediction, workers=options.eval_workers
+    )
+    with Progress(disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task(f"{updates} updates", total=updates)
+
+        def report(done: int, rewards: Tensor) -> None:
+            bars.update(task, completed=done)
+
+        curve = reward_curve(
+            population.habitat,
+            rule,
+            params,
+            levels,
+            key,
+            updates=updates,
+            length=options.length,
+            report=report,
+        )
+    final = curve[:, -((updates + 4) // 5) :].mean(1)
+    return {"final": final.tolist(), "lifetime": curve.mean(1).tolist()}
+
+
+def compared(rows: list[dict[str, Any]], lifetimes: list[int]) -> list[dict[str, Any]]:
+    """Means of both rules at each length, and their difference."""
+    found = []
+    for lifetime in lifetimes:
+        for measure in ("final", "lifetime"):
+            tables = {
+                name: torch.tensor(
+                    [
+                        row[measure]
+                        for row in rows
+                        if row["rule"] == name and row["updates"] == lifetime
+                    ]
+                )
+                for name in RULES
+            }
+            line: dict[str, Any] = {"updates": lifetime, "measure": measure}
+            line |= {name: bootstrap(mean, table) for name, table in tables.items()}
+            line["difference"] = bootstrap(difference, tables["ta_lpg"], tables["lpg"])
+            found.append(line)
+    return found
+
+
+def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train and measure, and compare what is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = {key: value for key, value in vars(options).items() if key not in ("out", "threads")}
+    fixed = {
+        key: value for key, value in mark.items() if key not in ("seeds", "steps", "lifetimes")
+    }
+    path = folder / "options.json"
+    if path.exists() and json.loads(path.read_text()) != fixed:
+        sys.exit(f"{folder} holds runs with other options; give another folder by --out")
+    path.write_text(json.dumps(fixed, indent=1) + "\n")
+    rows: list[dict[str, Any]] = []
+    for seed in range(options.seeds):
+        for name in RULES:
+            params, rule = trained(options, name, seed, folder), rule_of(options, name)
+            for updates in options.lifetimes:
+                path = folder / f"{name}_{seed}_{options.steps}_{updates}.json"
+                if not path.exists():
+                    record = measured(options, rule, params, updates)
+                    path.write_text(json.dumps(record))
+                record = json.loads(path.read_text())
+                rows.append({"rule": name, "seed": seed, "updates": updates, **record})
+    return {"options": mark, "compared": compared(rows, options.lifetimes), "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--world", default="small")
+    add("--method", choices=["es", "gradient"], default="es")
+    add("--seeds", type=int, default=3)
+    add("--steps", type=int, default=100)
+    add("--tasks", type=int, default=48, help="agents, or pairs of them")
+    add("--workers", type=int, default=8)
+    add("--length", type=int, default=20)
+    add("--hidden", type=int, default=16)
+    add("--prediction", type=int, default=8)
+    add("--born", type=int, nargs=2, default=[50, 1000], help="bounds of lifetimes in training")
+    add("--rate", type=float, help="default: 0.05 with decay, or 1e-3 for the gradient")
+    add("--sigma", type=float, default=0.1)
+    add("--score", choices=["final", "lifetime", "return"], default="final")
+    add("--average", type=float, default=0.0)
+    add("--lifetimes", type=int, nargs="+", default=[50, 250, 1000], help="measured")
+    add("--levels", type=int, default=64, help="held out")
+    add("--eval-workers", type=int, default=16)
+    add("--threads", type=int, default=1)
+    add("--out", default="runs/ta_lpg", help="checkpoints, curves and measurements")
+    add("--quick", action="store_true", help="tiny sizes, and no result")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    folder = Path(options.out)
+    if options.quick:
+        options, folder = argparse.Namespace(**{**vars(options), **QUICK}), folder / "quick"
+    found = run(options, folder)
+    if not options.quick:
+        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found["compared"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
