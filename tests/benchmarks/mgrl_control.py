@@ -45,6 +45,7 @@ class Setting(NamedTuple):
     critic_lr: float
     entropy_coeff: float
     meta_rate: float
+    decay: float  # of the trace; 0 for the last update alone
     reference_gamma: float
     floor: float  # return of an agent that has learned nothing at all, where areas begin
 
@@ -55,14 +56,15 @@ SETTINGS = {
         level=envs.cart_pole_level(),
         features=4,
         actions=2,
-        gammas=(0.5, 0.8, 0.9, 0.97, 0.99),
-        updates=1200,
-        length=16,
+        gammas=(0.3, 0.8, 0.9, 0.97, 0.99),
+        updates=1000,
+        length=32,
         workers=16,
-        lr=3e-3,
-        critic_lr=1e-2,
+        lr=2e-3,
+        critic_lr=2e-2,
         entropy_coeff=0.01,
-        meta_rate=0.05,
+        meta_rate=0.1,
+        decay=0.9,
         reference_gamma=0.99,
         floor=0.0,
     ),
@@ -78,7 +80,8 @@ SETTINGS = {
         lr=3e-3,
         critic_lr=1e-2,
         entropy_coeff=0.02,
-        meta_rate=0.05,
+        meta_rate=0.1,
+        decay=0.9,
         reference_gamma=0.995,
         floor=-1.0,
     ),
@@ -99,6 +102,20 @@ def agent(setting: Setting) -> Model:
     return compose(actor=head(setting.actions, "logits"), critic=head(1, "state_value"))
 
 
+def judgment(setting: Setting, td: Any, dist_class: Any) -> Any:
+    """Policy gradient at the reference discount, less the mean over workers at each step.
+
+    The value that the agent has belongs to the discount that it learns with; as a baseline for
+    another one it leaves much noise.
+    """
+    names = ("state_value", ("next", "state_value"))
+    stopped = tree.replace(td, {name: td[name].detach() for name in names})
+    advantage = losses.add_advantage(stopped, setting.reference_gamma, 1.0)["advantage"]
+    advantage = advantage - advantage.mean(0, keepdim=True)
+    judged = tree.replace(td, {"advantage": advantage / (advantage.std() + 1e-8)})
+    return losses.policy_gradient_loss(judged, dist_class)
+
+
 def make_training(setting: Setting, learns: bool) -> meta.Training:
     def rule(h: Any) -> meta.UpdateRule:
         weights = {"entropy_coeff": setting.entropy_coeff, "critic_coeff": 0.5}
@@ -109,6 +126,7 @@ def make_training(setting: Setting, learns: bool) -> meta.Training:
         rates = {"actor.**": setting.lr, "critic.**": setting.critic_lr}
         return optim.partition({part: optim.adam(rate) for part, rate in rates.items()})
 
+    traced: dict[str, Any] = {"method": "trace", "decay": setting.decay} if setting.decay else {}
     return meta.mgrl_training(
         agent(setting),
         setting.env,
@@ -119,7 +137,8 @@ def make_training(setting: Setting, learns: bool) -> meta.Training:
         optim.adam(setting.meta_rate) if learns else optim.sgd(0.0),
         length=setting.length,
         workers=setting.workers,
-        outer=partial(losses.mgrl_outer_loss, reference_gamma=setting.reference_gamma),
+        outer=partial(judgment, setting),
+        **traced,
     )
 
 

@@ -68,6 +68,7 @@ def test_a_configuration_with_other_names_is_refused():
         ("lpg --steps -1", "--steps is -1"),
         ("lpg --evaluate -1", "--evaluate is -1"),
         ("eval-lpg nowhere", "'nowhere'"),
+        ("eval-lpg", "no rule is given"),
     ],
 )
 def test_wrong_use_is_one_paragraph_and_status_2(words, named, capsys, tmp_path, monkeypatch):
@@ -78,7 +79,7 @@ def test_wrong_use_is_one_paragraph_and_status_2(words, named, capsys, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", ["lpg --tasks many", "lpg --task 3", "fly", "eval-lpg"])
+@pytest.mark.parametrize("words", ["lpg --tasks many", "lpg --task 3", "fly", "eval-lpg --count"])
 def test_a_word_that_cant_be_read_ends_with_status_2(words, capsys):
     with pytest.raises(SystemExit) as end:
         main(words.split())
