@@ -21,6 +21,7 @@ from .run import read_checkpoint, set_up
 from .training import contestants, learned, make_rule, named_world, training_key
 
 _BY_HAND = (*RIVALS, "random", "optimal")
+_OWN = ("trained", "untrained", "optimal_rate", "paired", "seconds")  # in a summary
 _LENGTH, _WORKERS = 20, 64  # where no learned rule says how it was trained
 
 
@@ -86,6 +87,7 @@ def contest(options: EvalOptions) -> tuple[Setting, list[Part]]:
     first = None if options.checkpoint is None else find(options.checkpoint, options.device)
     length, workers = (_LENGTH, _WORKERS) if first is None else (first.length, first.workers)
     others = {n: find(n, options.device) for n in options.against if n not in _BY_HAND}
+    names = _told_apart({n: rule.name for n, rule in others.items()})
     with refusing():
         setting = evaluation.held_out(
             named_world(options.levels),
@@ -102,16 +104,22 @@ def contest(options: EvalOptions) -> tuple[Setting, list[Part]]:
             parts += (
                 evaluation.opponents([name], setting)
                 if other is None
-                else [_learner(other.name, other, setting)]
+                else [_learner(names[name], other, setting)]
             )
         if not options.against:
             parts += evaluation.usual_opponents(setting)
     names = [part.name for part in parts]
-    if len(set(names)) < len(names):
+    if len(set(names)) < len(names) or not set(_OWN[3:]).isdisjoint(names):
         raise Refused(f"the rules are {', '.join(names)}, expected names that differ")
     if options.reference not in names and options.reference != "a2c":
         raise Refused(f"--reference is {options.reference!r}, expected one of {', '.join(names)}")
     return setting, parts
+
+
+def _told_apart(names: dict[str, str]) -> dict[str, str]:
+    """Short names of rules, by what they are asked for; that itself where it would be mistaken."""
+    taken = [*_OWN, *_BY_HAND, *names.values()]
+    return {asked: short if taken.count(short) == 1 else asked for asked, short in names.items()}
 
 
 def _trained(rule: Learned, setting: Setting) -> list[Part]:
@@ -127,6 +135,8 @@ def _learner(name: str, rule: Learned, setting: Setting) -> Part:
         return evaluation.learner(name, setting, *own, rule.params)
     card = meta.rule_card(rule.name)
     agents = {**card["agents"], "workers": setting.workers}
+    if setting.world.n_states is None:  # a card's rates are those of tables
+        agents |= {"actor_rate": None, "prediction_rate": None}
     habitat = meta.lpg_population(setting.world, 1, **agents).habitat
     return evaluation.learner(name, setting, habitat, meta.load_rule(rule.name)[0], rule.params)
 
@@ -192,9 +202,10 @@ def saved_rule(path: Path, device: str) -> tuple[LpgOptions, TensorDict]:
     Raises:
         Refused: there is no such checkpoint, it is damaged, or not one of a run of ``lpg``.
     """
+    config: dict[str, Any] = files.read_config(path) if path.is_dir() else {}
     file = files.newest(path) if path.is_dir() else path
     state, metadata = read_checkpoint(file)
-    config: dict[str, Any] = files.read_config(path) if path.is_dir() else metadata
+    config = config or metadata
     if config.get("command") != "lpg" or not isinstance(state.get("average", None), TensorDictBase):
         raise Refused(
             f"{str(file)!r} holds no learned rule; expected a checkpoint of paramtree lpg, or the "

@@ -91,7 +91,8 @@ def held_out(
     """
     if updates is None:
         updates = world.lifetime if isinstance(world.lifetime, int) else world.lifetime[1]
-    numbers = {"levels": count, "updates": updates, "length": length, "workers": workers}
+    numbers = {"levels": count, "updates": updates, "workers": workers}
+    numbers["steps between updates"] = length
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"the number of {name} is {number}, expected at least 1")

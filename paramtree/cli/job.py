@@ -6,6 +6,7 @@ that is killed in its first second can be resumed.
 
 import math
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,9 @@ def require_numbers(options: Any, ranges: Mapping[str, Range]) -> None:
     for name, (low, high) in ranges.items():
         number = numbers[name]
         if number is not None and not low <= number <= high:
-            wanted = f"at least {low}" if high == math.inf else f"a number from {low} to {high}"
+            wanted = f"a number from {low} to {high}"
+            if high >= sys.float_info.max:
+                wanted = f"at least {low}" + (", and finite" if high < math.inf else "")
             raise Refused(f"{name} is {number}, expected {wanted}")
 
 

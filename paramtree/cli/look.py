@@ -48,13 +48,19 @@ def run(options: LookOptions) -> None:
     console, out = Console(), _folder(options)
     set_up(1 if options.threads is None else options.threads, options.device)
     trained, params = saved_rule(options.checkpoint, options.device)
+    if not options.ages or not options.gammas:
+        raise Refused("--ages and --gammas are lists, expected at least one number in each")
+    for flag, numbers in (("--gamma", (options.gamma,)), ("--gammas", options.gammas)):
+        if not all(0 <= x <= 1 for x in numbers):
+            found = " ".join(map(str, numbers))
+            raise Refused(f"{flag} is {found}, expected discounts from 0 to 1")
     with refusing():
         setting = evaluation.held_out(
             named_world(options.levels),
             _CHOICE * options.count,
             options.seed,
             options.device,
-            updates=max(options.ages, default=1),
+            updates=max(1, *options.ages),
             length=trained.length,
             workers=trained.agents.workers if options.workers is None else options.workers,
         )

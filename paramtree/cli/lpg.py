@@ -1,5 +1,6 @@
 """``paramtree lpg``: meta-trains a learned policy gradient, and shows how good it has become."""
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import paramtree
 from . import folder as files
 from . import job
 from .interrupt import Interrupt
-from .options import A2C, LpgOptions, to_config
+from .options import A2C, LpgOptions, flat, to_config
 from .outcome import Stopped, refusing
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def run(options: LpgOptions, began: float) -> None:
     """
     ranges = {"--lmbda": (0, 1), "--average": (0, 1 - 2**-53), "--replay": (0, 1)}
     ranges |= {"--staleness": (0, 1), "--meta-decay": (0, 1), "--sigma-decay": (0, 1)}
+    ranges |= {name: (0, sys.float_info.max) for name in flat(options) if name.endswith("-coeff")}
     job.run(job.Job(build, work, ranges), options, Path("runs", options.preset), began)
 
 

@@ -53,9 +53,9 @@ class Agents:
     agent_hidden: tuple[int, ...] = (32,)
     """Widths of a perceptron's hidden layers."""
     actor_rate: float | None = None
-    """Learning rate of the policy; None for 40 in a table and 0.001 in a perceptron."""
+    """Learning rate of a table's policy; None for 40. Perceptrons have 0.001, for Adam."""
     prediction_rate: float | None = None
-    """Learning rate of the prediction; None for 4 and 0.001."""
+    """Learning rate of a table's prediction; None for 4."""
     clip: float = 0.5
     """Norm at which the gradient of each network is clipped."""
     prediction_coeff: float = 0.5
@@ -120,7 +120,7 @@ class Objective:
     lmbda: float = 0.95
     """Decay of the trace in their advantages."""
     critic_rate: float | None = None
-    """Learning rate of the values from which the advantages come; None for 4 and 0.001."""
+    """Learning rate of the values from which the advantages come, in a table; None for 4."""
     policy_entropy_coeff: float = 0.05
     """Weight of the policies' entropy."""
     prediction_entropy_coeff: float = 0.001

@@ -55,8 +55,8 @@ def draw_targets(pairs: dict[tuple[str, str], tuple[Tensor, Tensor]]) -> Any:
         _panels(figure, len(pairs), 2), pairs.items(), strict=True
     ):
         x, y = x.double().flatten().cpu(), y.double().flatten().cpu()
-        options = {"gridsize": 40, "bins": "log", "mincnt": 1, "cmap": "Blues", "linewidths": 0}
-        panel.hexbin(x, y, **options)
+        options = {"gridsize": 40, "mincnt": 1, "cmap": "Blues", "linewidths": 0}
+        panel.hexbin(x, y, bins="log", vmin=0.2, **options)  # below 1, which would be white
         title = f"correlation {correlation(x, y):.2f}, {len(x)} steps"
         if float(x.std(correction=0)) > 0:
             slope = correlation(x, y) * float(y.std() / x.std()) if float(y.std()) > 0 else 0.0

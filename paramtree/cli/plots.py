@@ -127,7 +127,8 @@ def draw_lives(axes: Any, results: dict[str, Tensor]) -> None:
         calm = smoothed(curve, max(1, updates // 50))
         low, high = _band(calm)
         axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
-        axes.plot(x, calm.mean(0), color=color, linewidth=2.0)
+        above = 2.5 if name == "trained" else 2.0  # where it hasn't changed, it hides the untrained
+        axes.plot(x, calm.mean(0), color=color, linewidth=2.0, zorder=above)
         ends.append((float(calm[:, -1].mean()), text, color))
     lines = [("optimal_rate", "best possible", "--"), ("random", "random policy", ":")]
     for name, text, dashes in lines:

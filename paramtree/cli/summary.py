@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -110,6 +111,7 @@ def summarized(
     Args:
         results: as ``contest`` gives them.
         reference: the one that others are held against; None, or a name that isn't there: nobody.
+            Shares of what it earns are told where that is more than nothing.
 
     Returns:
         For each name ``mean``, ``low`` and ``high`` of the reward per step in the last fifth, and
@@ -136,8 +138,8 @@ def summarized(
         found[name] = row
     if theirs is not None and "trained" in results and reference != "trained":
         ours, other = results["trained"]["final"], theirs["final"]
-        gain = (weights @ (ours - other)) / (weights @ other)
-        found["paired"] = interval(gain, (ours - other).mean() / other.mean())
+        gain = (weights @ (ours - other)) / _positive(weights @ other)
+        found["paired"] = interval(gain, (ours - other).mean() / _positive(other.mean()))
     return found
 
 
@@ -152,36 +154,45 @@ def table(found: dict[str, dict[str, Any]], title: str, reference: str | None = 
     Returns:
         The table, for a rich console.
     """
-    theirs = found[reference]["mean"] if reference in found else None
-    whose = titled(reference) if reference in found else ""
+    beside = reference in found
+    theirs, whose = (found[reference]["mean"], titled(reference)) if beside else (None, "")
     out = Table(title=title)
     if "paired" in found:
-        gain = [_shown(found["paired"][which], "+.1%") for which in ("mean", "low", "high")]
-        out.caption = (
-            f"trained rule against {whose}: {gain[0]} (95% interval {gain[1]} to {gain[2]})"
+        gain, form = found["paired"], "+.1%"
+        if None in gain.values():
+            gain, form = found["trained"]["ahead"]["final"], "+.4f"
+        mean, low, high = (_shown(gain[which], form) for which in ("mean", "low", "high"))
+        out.caption = escape(
+            f"trained rule against {whose}: {mean} (95% interval {low} to {high})"
         )
-    out.add_column("agents of")
+    out.add_column("agents of", overflow="fold")
     for name in ("reward per step", "95% interval", "middle half"):
         out.add_column(name, justify="right")
-    if theirs is not None:
-        out.add_column(f"of {whose}'s", justify="right")
+    if beside:
+        out.add_column(escape(f"of {whose}'s"), justify="right")
     for name in ("lifetime", "return"):
         out.add_column(name, justify="right")
     for name in sorted((n for n in found if n != "paired"), key=_place):
         row = found[name]
         mean, low, high = (_shown(row[which], ".4f") for which in ("mean", "low", "high"))
         cells = [mean, f"{low} to {high}", _shown(row["iqm"]["final"]["mean"], ".4f")]
-        if theirs is not None:
-            share = row["mean"] / theirs if row["mean"] is not None and theirs else None
+        if beside:
+            known = row["mean"] is not None and theirs is not None and theirs > 0
+            share = row["mean"] / theirs if known else None
             cells.append(_shown(share, ".0%"))
         cells += [_shown(row["lifetime"]["mean"], ".4f"), _shown(row["return"]["mean"], ".3f")]
-        out.add_row(titled(name), *cells)
+        out.add_row(escape(titled(name)), *cells)
     return out
 
 
 def titled(name: str | None) -> str:
     """A contestant's name as people read it."""
     return _TITLES.get(str(name), str(name))
+
+
+def _positive(x: Tensor) -> Tensor:
+    """A number as it is, or NaN where nothing can be a share of it."""
+    return torch.where(x > 0, x, torch.nan)
 
 
 def _place(name: str) -> int:

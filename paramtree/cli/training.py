@@ -1,5 +1,6 @@
 """What options mean: the rule, its agents, its training, and whom it is compared with."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from .. import meta, optim, rng
 from ..envs import LevelDistribution, level_distribution
 from . import evaluation
-from .options import LpgOptions
+from .options import Agents, LpgOptions
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "relu": torch.relu}
 
@@ -62,13 +63,10 @@ def make_population(
         ValueError: there is no such distribution, it is not tabular, or a number is out of range.
     """
     chosen = options.agents
+    _require_agents(chosen)
     lifetime = chosen.lifetime
-    if chosen.workers < 1 or len(lifetime) > 2 or not all(n > 0 for n in lifetime):
-        raise ValueError(
-            f"--workers is {chosen.workers} and --lifetime {lifetime}, expected at least 1, and "
-            "one or two numbers for the latter"
-        )
     world = named_world(name) if isinstance(name, str) else name
+    tabular = world.n_states is not None  # only tables' rates are among the options
     population = meta.lpg_population(
         world,
         n_tasks,
@@ -76,14 +74,31 @@ def make_population(
         hidden=chosen.agent_hidden,
         workers=chosen.workers,
         lifetime=(lifetime[0] if len(lifetime) == 1 else lifetime) if lifetime else None,
-        actor_rate=chosen.actor_rate,
-        prediction_rate=chosen.prediction_rate,
-        critic_rate=options.objective.critic_rate,
+        actor_rate=chosen.actor_rate if tabular else None,
+        prediction_rate=chosen.prediction_rate if tabular else None,
+        critic_rate=options.objective.critic_rate if tabular else None,
         max_norm=chosen.clip,
-        arm_rates=chosen.arm_rates if world.n_states is not None else (),
+        arm_rates=chosen.arm_rates if tabular else (),
         arm_coeffs=chosen.arm_coeffs,
     )
     return population._replace(curriculum=make_curriculum(options, world, population))
+
+
+def _require_agents(chosen: Agents) -> None:
+    if chosen.workers < 1:
+        raise ValueError(f"--workers is {chosen.workers}, expected at least 1")
+    bounds = chosen.lifetime
+    if len(bounds) > 2 or not all(n > 0 for n in bounds) or list(bounds) != sorted(bounds):
+        raise ValueError(
+            f"--lifetime is {' '.join(map(str, bounds))}, expected a number of at least 1, or two "
+            "of which the second isn't below the first"
+        )
+    for flag, numbers in (("--arm-rates", chosen.arm_rates), ("--arm-coeffs", chosen.arm_coeffs)):
+        if not all(0 <= x < math.inf for x in numbers):
+            found = " ".join(map(str, numbers))
+            raise ValueError(f"{flag} is {found}, expected numbers of at least 0")
+    if chosen.arm_rates and chosen.actor_rate == 0:
+        raise ValueError("--actor-rate is 0, expected more: --arm-rates are taken as shares of it")
 
 
 def make_curriculum(
@@ -105,6 +120,11 @@ def make_curriculum(
     chosen, objective = options.curricula, options.objective
     if chosen.curriculum == "none":
         return None
+    if chosen.buffer < 2 * population.n_tasks:
+        raise ValueError(
+            f"--buffer is {chosen.buffer}, expected at least {2 * population.n_tasks}, two levels "
+            "for each task of a distribution"
+        )
     score, habitat = None, population.habitat
     if chosen.curriculum == "plr":
         score = meta.positive_value_loss(
@@ -257,7 +277,7 @@ def make_setting(options: LpgOptions) -> evaluation.Setting:
     Raises:
         ValueError: there is no such distribution, or a number is out of range.
     """
-    chosen = options.evaluation
+    chosen, workers = options.evaluation, options.evaluation.evaluate_workers
     return evaluation.held_out(
         named_world(chosen.evaluate_on or options.levels[0]),
         chosen.evaluate,
@@ -265,7 +285,7 @@ def make_setting(options: LpgOptions) -> evaluation.Setting:
         options.device,
         updates=chosen.evaluate_updates,
         length=options.length,
-        workers=chosen.evaluate_workers or options.agents.workers,
+        workers=options.agents.workers if workers is None else workers,
     )
 
 

@@ -17,9 +17,7 @@ from torch import Tensor
 from .. import rng
 from ..tree import entries, new
 from .base import Env
-from .classic import _aligned as aligned
-from .classic import _level as level_of
-from .classic import _require_step as require_step
+from .numbers import aligned, plain_level, require_step
 
 N_ACTIONS = 3  # to the left, stay, to the right
 
@@ -121,5 +119,5 @@ def catch_level(
         TypeError: an argument is of another kind, or the dtypes of tensors differ.
     """
     rewards = {"caught": caught, "missed": missed}
-    level = level_of("catch_level", rewards, 1, (), (), dtype=dtype, device=device)
+    level = plain_level("catch_level", rewards, 1, (), (), dtype=dtype, device=device)
     return new({name: level[name] for name in rewards}, level.batch_size)

@@ -9,8 +9,7 @@ Symbols: L the levels' batch size, W the workers' on each level.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDict
@@ -19,7 +18,7 @@ from torch import Tensor
 from .. import rng
 from ..tree import entries, new
 from .base import Env
-from .gridlevel import readable
+from .numbers import aligned, plain_level, require_step
 
 _Real = float | Tensor
 
@@ -60,7 +59,7 @@ def cart_pole(integrator: str = "euler", sutton_barto_reward: bool = False) -> E
         raise TypeError(f"cart_pole: sutton_barto_reward is a {kind}, expected a bool")
 
     def first(level: TensorDict, uniform: Tensor) -> dict[str, Tensor]:
-        own = _aligned(level, uniform.ndim - 1)
+        own = aligned(level, uniform.ndim - 1)
         low, high = own["low"].unsqueeze(-1), own["high"].unsqueeze(-1)
         return {"observation": low + (high - low) * uniform}
 
@@ -75,8 +74,8 @@ def cart_pole(integrator: str = "euler", sutton_barto_reward: bool = False) -> E
             raise TypeError(
                 f"cart_pole.step: action is {action.dtype}, expected torch.int64 (0 or 1)"
             )
-        _require_step("cart_pole.step", state, action, tuple(batch), noise)
-        own, x = _aligned(level, len(batch)), state["observation"]
+        require_step("cart_pole.step", state, action, tuple(batch), noise)
+        own, x = aligned(level, len(batch)), state["observation"]
         force = torch.where(action == 1, own["force_mag"], -own["force_mag"])
         rate = _acceleration(own, x, force)
         tau, (cart, d_cart, pole, d_pole) = own["tau"], x.unbind(-1)
@@ -117,7 +116,7 @@ def pendulum() -> Env:
     """
 
     def first(level: TensorDict, uniform: Tensor) -> dict[str, Tensor]:
-        own, sides = _aligned(level, uniform.ndim - 1), (2 * uniform - 1).unbind(-1)
+        own, sides = aligned(level, uniform.ndim - 1), (2 * uniform - 1).unbind(-1)
         return _swung(own["angle_init"] * sides[0], own["speed_init"] * sides[1])
 
     def reset(level: TensorDict, noise: TensorDict) -> TensorDict:
@@ -129,8 +128,8 @@ def pendulum() -> Env:
         batch = state.batch_size
         if not action.is_floating_point():
             raise TypeError(f"pendulum.step: action is {action.dtype}, expected floats (a torque)")
-        _require_step("pendulum.step", state, action, (*batch, 1), noise)
-        own, angle, speed = _aligned(level, len(batch)), state["angle"], state["speed"]
+        require_step("pendulum.step", state, action, (*batch, 1), noise)
+        own, angle, speed = aligned(level, len(batch)), state["angle"], state["speed"]
         torque = _held(action.squeeze(-1).to(speed.dtype), own["max_torque"])
         off = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
         reward = -(off.square() + 0.1 * speed.square() + 0.001 * torque.square())
@@ -205,7 +204,7 @@ def cart_pole_level(
     }
     positive = ("masscart", "masspole", "length", "tau")
     not_negative = ("theta_threshold_radians", "x_threshold")
-    return _level(
+    return plain_level(
         "cart_pole_level", values, max_steps, positive, not_negative, dtype=dtype, device=device
     )
 
@@ -259,7 +258,7 @@ def pendulum_level(
         "speed_init": speed_init,
     }
     positive, not_negative = ("mass", "length", "dt"), ("max_speed", "max_torque")
-    return _level(
+    return plain_level(
         "pendulum_level", values, max_steps, positive, not_negative, dtype=dtype, device=device
     )
 
@@ -289,15 +288,6 @@ def _held(x: Tensor, bound: Tensor) -> Tensor:
 
 
 # ---- what both have in common
-
-
-def _aligned(level: TensorDict, ndim: int) -> dict[str, Tensor]:
-    """Entries of a level as ``[*L, *ones]``, with ndim axes."""
-    depth, own = len(level.batch_size), entries(level)
-    if depth in (0, ndim):
-        return own
-    ones = (1,) * (ndim - depth)
-    return {name: value.reshape(*value.shape, *ones) for name, value in own.items()}
 
 
 def _started(position: dict[str, Tensor], noise: TensorDict) -> TensorDict:
@@ -339,82 +329,3 @@ def _uniform(
         wanted = f"it to begin with {batch} (the level's batch size)"
         raise ValueError(f"{fn}.noise: shape is {tuple(shape)}, expected {wanted}")
     return new({"reset": rng.uniform(key, (*shape, size), dtype=own[name].dtype)}, shape)
-
-
-# ---- levels
-
-
-def _level(
-    fn: str,
-    values: Mapping[str, Any],
-    max_steps: int | Tensor,
-    positive: Sequence[str],
-    not_negative: Sequence[str],
-    *,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-) -> TensorDict:
-    given = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    for name, value in values.items():
-        if isinstance(value, Tensor) and not value.is_floating_point():
-            raise TypeError(f"{fn}: {name} is {value.dtype}, expected floats")
-        if not isinstance(value, Tensor | float | int) or isinstance(value, bool):
-            kind = type(value).__name__
-            raise TypeError(f"{fn}: {name} is a {kind}, expected a number or a tensor")
-    dtypes = {value.dtype: name for name, value in given.items()}
-    if dtype is None and len(dtypes) > 1:
-        got = " and ".join(f"{name} is {kind}" for kind, name in dtypes.items())
-        raise TypeError(f"{fn}: {got}, expected one dtype; give dtype= to have all of one")
-    dtype = dtype or next(iter(dtypes), torch.float32)
-    if isinstance(max_steps, bool) or not isinstance(max_steps, Tensor | int):
-        raise TypeError(f"{fn}: max_steps is a {type(max_steps).__name__}, expected an int")
-    if isinstance(max_steps, Tensor) and max_steps.dtype != torch.int64:
-        raise TypeError(f"{fn}: max_steps is {max_steps.dtype}, expected torch.int64")
-    tensors = [*given.values(), *([max_steps] if isinstance(max_steps, Tensor) else [])]
-    if device is None and tensors:
-        device = tensors[0].device
-    level = {name: torch.as_tensor(x, dtype=dtype, device=device) for name, x in values.items()}
-    level["max_steps"] = torch.as_tensor(max_steps, dtype=torch.int64, device=device)
-    batch = _batch_size(fn, level)
-    _require_ranges(fn, level, positive, not_negative)
-    return new({name: value.expand(batch) for name, value in level.items()}, batch)
-
-
-def _batch_size(fn: str, level: Mapping[str, Tensor]) -> torch.Size:
-    try:
-        return torch.broadcast_shapes(*[value.shape for value in level.values()])
-    except RuntimeError:
-        shapes = {name: tuple(x.shape) for name, x in level.items() if x.ndim}
-        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"{fn}: the shapes are {got}, expected them to broadcast") from None
-
-
-def _require_ranges(
-    fn: str, level: Mapping[str, Tensor], positive: Sequence[str], not_negative: Sequence[str]
-) -> None:
-    """Raise where a value is out of its range, if values can be looked at."""
-    rows = [(name, 0, True) for name in positive] + [(name, 0, False) for name in not_negative]
-    for name, bound, strict in [*rows, ("max_steps", 1, False)]:
-        value = level[name].detach()
-        if value.is_meta or not readable(value):
-            continue
-        bad = ~(value > bound if strict else value >= bound)
-        if bad.any():
-            wanted = f"{'above' if strict else 'at least'} {bound}"
-            got = value[bad].flatten()[0].item()
-            raise ValueError(f"{fn}: {name} holds {got}, expected values {wanted}")
-
-
-# ---- checks
-
-
-def _require_step(
-    fn: str, state: TensorDict, action: Tensor, shape: tuple[int, ...], noise: TensorDict
-) -> None:
-    if tuple(action.shape) != shape:
-        got, size = tuple(action.shape), tuple(state.batch_size)
-        wanted = f"{shape} (the state's batch size is {size})"
-        raise ValueError(f"{fn}: action has shape {got}, expected {wanted}")
-    if noise.batch_size != state.batch_size:
-        got, wanted = tuple(noise.batch_size), tuple(state.batch_size)
-        raise ValueError(f"{fn}: noise has batch size {got}, expected {wanted} (the state's)")

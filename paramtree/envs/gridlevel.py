@@ -149,10 +149,13 @@ def align(value: Tensor, depth: int, ndim: int) -> Tensor:
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether values can be looked at: not while compiling, nor under a transform of torch.func."""
+    """Whether values can be looked at: not while compiling, nor where there are none.
+
+    That is so under a transform of torch.func, and on the meta device.
+    """
     if torch.compiler.is_compiling():
         return False
-    return not any([is_functorch_wrapped_tensor(tensor) for tensor in tensors])
+    return not any([is_functorch_wrapped_tensor(tensor) or tensor.is_meta for tensor in tensors])
 
 
 def _tables(level: dict[str, Any], exists: Tensor, n_actions: int) -> TensorDict:

@@ -17,10 +17,8 @@ from torch import Tensor
 from .. import rng
 from ..tree import entries, new, require_tree
 from .base import Env
-from .classic import _aligned as aligned
-from .classic import _level as level_of
-from .classic import _require_step as require_step
 from .gridlevel import readable
+from .numbers import aligned, plain_level, require_step
 
 _Real = float | Tensor
 # of a level, place, time before, action and luck: reward, the place after, done, terminated
@@ -184,7 +182,7 @@ def horizon_level(
     """
     values = {"mean": mean, "deviation": deviation}
     where = {"dtype": dtype, "device": device}
-    return level_of("horizon_level", values, max_steps, (), ("deviation",), **where)
+    return plain_level("horizon_level", values, max_steps, (), ("deviation",), **where)
 
 
 def delayed_choice_level(
@@ -214,7 +212,7 @@ def delayed_choice_level(
     """
     values, fn = {"small": small, "large": large}, "delayed_choice_level"
     try:
-        made = entries(level_of(fn, values, delay, (), (), dtype=dtype, device=device))
+        made = entries(plain_level(fn, values, delay, (), (), dtype=dtype, device=device))
     except (ValueError, TypeError) as error:
         raise type(error)(str(error).replace("max_steps", "delay")) from None
     made["delay"] = made.pop("max_steps")
@@ -249,7 +247,7 @@ def random_walk_level(
     Source: Sutton & Barto (2018), example 7.1.
     """
     values, fn = {"left": left, "right": right, "chance": chance}, "random_walk_level"
-    level = level_of(fn, values, 1, (), ("chance",), dtype=dtype, device=device)
+    level = plain_level(fn, values, 1, (), ("chance",), dtype=dtype, device=device)
     held = level["chance"].detach()
     if not held.is_meta and readable(held) and bool((held > 1).any()):
         raise ValueError(f"{fn}: chance holds {held.max().item()}, expected values at most 1")

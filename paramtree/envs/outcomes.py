@@ -117,6 +117,6 @@ def require_tabular(fn: str, level: TensorDict) -> None:
     require_tree(fn, "level", level)
     if "object_cell" not in entries(level):
         raise ValueError(
-            f"{fn}: the level has no object_cell, so its objects are at random positions; expected "
-            "a tabular level, whose states are few enough to go through"
+            f"{fn}: the level has no object_cell, as a chain's or one with objects at random "
+            "positions; expected a tabular grid world's, whose states are few enough to go through"
         )

@@ -119,6 +119,22 @@ def require_real(
         raise ValueError(f"{fn}: {name} is {value}, expected more than {above}")
 
 
+def require_average(fn: str, average: float) -> None:
+    """Refuse a decay out of range.
+
+    Args:
+        fn: name of the function that was called.
+        average: the decay.
+
+    Raises:
+        ValueError: it's out of range.
+        TypeError: it isn't a float.
+    """
+    require_real(fn, "average", average, low=0.0)
+    if not average < 1.0:
+        raise ValueError(f"{fn}: average is {average}, expected a decay in [0, 1)")
+
+
 def like(fn: str, given: tuple[str, Any], wanted: tuple[str, Structure, Leaves]) -> Leaves:
     """Leaves of a nest, refused where its names or shapes are not those of another.
 

@@ -47,13 +47,15 @@ def bandit_init(bandit: Bandit) -> TensorDict:
         ``results`` float32 ``[n_arms, window]`` and ``trials`` int64 ``[n_arms]``, zeros.
 
     Raises:
-        ValueError: the arms have no batch axis, or a number is out of range.
+        ValueError: the arms have no batch axis or no tensors, or a number is out of range.
         TypeError: the arms are no tree.
     """
     tree.require_tree("bandit_init", "arms", bandit.arms)
     if len(bandit.arms.batch_size) != 1 or not bandit.arms.batch_size[0]:
         sizes = f"{list(bandit.arms.batch_size)}, expected [n_arms]"
         raise ValueError(f"bandit_init: arms has batch size {sizes}")
+    if not tree.leaves(bandit.arms):
+        raise ValueError("bandit_init: arms has no tensors, expected hyper-parameters")
     require_count("bandit_init", "window", bandit.window)
     require_real("bandit_init", "temperature", bandit.temperature, above=0.0)
     require_real("bandit_init", "bonus", bandit.bonus, low=0.0)
@@ -121,7 +123,7 @@ def bandit_update(state: TensorDict, arm: Tensor, result: Tensor, over: Tensor) 
     counted = over & result.isfinite()
     mine = (arm.unsqueeze(0) == torch.arange(n_arms, device=arm.device).unsqueeze(1)) & counted
     place = mine.cumsum(1)  # [n_arms, n], 1 for an arm's first result
-    total = place[:, -1]
+    total = mine.sum(1)
     # the last of an arm's results that fall on the same slot stays
     slots = torch.arange(window, device=arm.device)
     slot = (trials.unsqueeze(1) + place - 1) % window

@@ -226,8 +226,9 @@ def replay_chances(
         order = score.masked_fill(~eligible, -torch.inf).argsort(descending=True, stable=True)
         weight = 1.0 / (order.argsort() + 1.0).double()
     else:
-        weight = score.clamp(min=0.0)
-        weight = weight / weight.masked_fill(~eligible, 0.0).amax().clamp(min=_LEAST)
+        # whoever is out of the race may not be as large as the power of a number can get
+        weight = score.clamp(min=0.0).masked_fill(~eligible, 0.0)
+        weight = weight / weight.amax().clamp(min=_LEAST)
     fair = eligible.double() / eligible.sum().clamp(min=1)
     by_score = _normalized(weight.pow(1.0 / temperature) * eligible, fair)
     by_age = _normalized(age.double() * eligible, by_score)

@@ -40,6 +40,7 @@ from torch.distributions import Categorical
 from .. import rng, tree
 from ..autodiff import vmap
 from ..optim import Transform
+from ._check import require_average
 from .es_parts import (
     ascent,
     descended,
@@ -48,15 +49,20 @@ from .es_parts import (
     fitness_metrics,
     groove_optimizer,
     newborn,
-    require_average,
-    require_populations,
     require_widths,
 )
 from .lifetime import Habitat
 from .lives import episode_return, lives
 from .lpg_training import Training
 from .perturb import BASES, RANKS, displaced, perturbations, require_one_of
-from .population import Population, by_kind, extras, finite_mean, renewed
+from .population import (
+    Population,
+    by_kind,
+    extras,
+    finite_mean,
+    renewed,
+    require_populations,
+)
 from .update_rule import UpdateRule
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import optim, rng, tree
 from ..optim import Transform, apply_updates
-from ._check import require_count, require_real
+from ._check import require_real
 from .perturb import es_gradient
 from .population import Population, finite_mean, first
 from .update_rule import UpdateRule
@@ -106,8 +106,11 @@ def ascent(
     """
     fine = up.isfinite() & down.isfinite()
     noise = tree.concat(noises) if len(noises) > 1 else noises[0]
-    up, down = (torch.where(fine, x, 0.0) for x in (up, down))  # no difference, no part
-    share = -fine.numel() / fine.sum()
+    n, m = fine.numel(), fine.sum()
+    share, nowhere = -n / m, 0.0  # no difference, no part
+    if rank == "centered":  # below all others, where they move no rank but by the ranks' number
+        share, nowhere = share * (2 * n - 1) / (2 * m - 1), -torch.inf
+    up, down = (torch.where(fine, x, nowhere) for x in (up, down))
     slope = es_gradient(up, down, noise, sigma=sigma, rank=rank)
     return tree.map(lambda x: x * share, slope), fine
 
@@ -155,29 +158,6 @@ def descended(
     }
 
 
-def require_populations(fn: str, populations: Any, **counts: int | None) -> None:
-    """Refuse a training without populations, or with a size below 1.
-
-    Args:
-        fn: name of the function that was called.
-        populations: by group.
-        counts: sizes by name; None is one too.
-
-    Raises:
-        ValueError: there is no population, or a size is below 1.
-        TypeError: an argument is of another kind.
-    """
-    if not populations:
-        raise ValueError(f"{fn}: no populations given, expected {{group: Population}}")
-    for name, population in populations.items():
-        if not isinstance(population, Population):
-            kind = type(population).__name__
-            raise TypeError(f"{fn}: {name} is a {kind}, expected a Population")
-    for name, count in counts.items():
-        if count is not None:
-            require_count(fn, name, count)
-
-
 def require_widths(
     fn: str, *, sigma: float, sigma_decay: float = 1.0, sigma_limit: float = 0.0
 ) -> None:
@@ -196,17 +176,3 @@ def require_widths(
     require_real(fn, "sigma", sigma, above=0.0)
     require_real(fn, "sigma_decay", sigma_decay, above=0.0)
     require_real(fn, "sigma_limit", sigma_limit, low=0.0)
-
-
-def require_average(fn: str, average: float) -> None:
-    """Refuse a decay out of range.
-
-    Args:
-        fn: name of the function that was called.
-        average: the decay.
-
-    Raises:
-        ValueError: it's out of range.
-    """
-    if not 0.0 <= average < 1.0:
-        raise ValueError(f"{fn}: average is {average}, expected a decay in [0, 1)")

@@ -186,7 +186,8 @@ def _bandit(
     pairs = list(itertools.product(scales, arm_coeffs or [None]))
     n = len(pairs)
     arms = {"optimizer": tree.new({"scale": torch.tensor([float(s) for s, _ in pairs])}, (n,))}
-    loss = {"prediction_coeff": torch.tensor([c for _, c in pairs])} if arm_coeffs else {}
+    coeffs = [float(c) for _, c in pairs if c is not None]
+    loss = {"prediction_coeff": torch.tensor(coeffs)} if coeffs else {}
     arms["loss"] = tree.new(loss, (n,))
 
     def optimizer(hyper: TensorDict) -> optim.Transform:

@@ -26,6 +26,7 @@ from ..envs import Env
 from ..model import Model
 from ..optim import Transform
 from ..rng.philox import is_plain
+from ._check import require_count
 from .update_rule import UpdateRule
 
 
@@ -73,7 +74,9 @@ def birth(
         many.
 
     Raises:
-        ValueError: the habitat's optimizer is a function, and no ``hyper`` is given.
+        ValueError: the habitat's optimizer is a function, and no ``hyper`` is given; or its
+            lifetime is below 1 or its bounds are in the wrong order.
+        TypeError: its lifetime isn't an int or two.
     """
     if level is None:
         level = habitat.sample(rng.fold_in(key, "level"))
@@ -109,9 +112,12 @@ def _optimizer(habitat: Habitat, hyper: TensorDict | None) -> Transform:
 
 
 def _lifetime(bounds: int | tuple[int, int], key: Tensor) -> Tensor:
+    low, high = bounds if isinstance(bounds, tuple | list) else (bounds, bounds)
+    require_count("birth", "lifetime", low)
+    if not low <= high:
+        raise ValueError(f"birth: lifetime is {bounds}, expected (low, high)")
     if isinstance(bounds, int):
         return torch.full((), bounds, dtype=torch.int64, device=key.device)
-    low, high = bounds
     drawn = rng.uniform(key, (), math.log(low), math.log(high + 1)).exp().to(torch.int64)
     return drawn.clamp(low, high)
 

@@ -78,7 +78,7 @@ def final_share(age: Tensor, lifetime: Tensor) -> Tensor:
     Returns:
         The weight, float.
     """
-    part = (lifetime + _LAST - 1) // _LAST
+    part = (lifetime // _LAST).clamp(min=1)
     return (age >= lifetime - part) / part
 
 

@@ -44,9 +44,18 @@ from ..autodiff import detach, value_and_grad, vmap
 from ..envs import rollout
 from ..model import with_next
 from ..optim import Transform, apply_updates
+from ._check import require_average, require_real
 from .inner_loop import train_agent
 from .lifetime import older
-from .population import Population, by_kind, extras, finite_mean, first, renewed
+from .population import (
+    Population,
+    by_kind,
+    extras,
+    finite_mean,
+    first,
+    renewed,
+    require_populations,
+)
 from .update_rule import UpdateRule
 
 
@@ -79,7 +88,8 @@ def lpg_training(
         rule: the rule, as ``lpg_rule`` makes it.
         populations: agents by group.
         optimizer: transform of the rule's gradients.
-        updates: K, updates of each agent in a step.
+        updates: K, updates of each agent in a step; a life of another length than a multiple of K
+            lasts to the end of the step that it ends in.
         length: T, steps of each rollout.
         gamma: discount of the critics' returns.
         lmbda: decay of the critics' traces.
@@ -102,30 +112,18 @@ def lpg_training(
         not.
 
     Raises:
-        ValueError: there is no population, or a size is below 1.
-        TypeError: a population is something else.
+        ValueError: there is no population, or an option is out of range or not known.
+        TypeError: an argument is of another kind.
 
     Source: Oh et al. (2020), algorithm 1.
     """
-    if not populations:
-        raise ValueError("lpg_training: no populations given, expected {group: Population}")
-    for name, population in populations.items():
-        if not isinstance(population, Population):
-            kind = type(population).__name__
-            raise TypeError(f"lpg_training: {name} is a {kind}, expected a Population")
-    for name, number in (
-        ("updates", updates),
-        ("length", length),
-        ("chunk", 1 if chunk is None else chunk),
-    ):
-        if number < 1:
-            raise ValueError(f"lpg_training: {name} is {number}, expected at least 1")
-    if not 0.0 <= average < 1.0:
-        raise ValueError(f"lpg_training: average is {average}, expected a decay in [0, 1)")
-    if task_clip is not None and not task_clip > 0:
-        raise ValueError(f"lpg_training: task_clip is {task_clip}, expected more than 0")
+    fn = "lpg_training"
+    require_populations(fn, populations, updates=updates, length=length, chunk=chunk)
+    require_average(fn, average)
+    if task_clip is not None:
+        require_real(fn, "task_clip", task_clip, above=0.0)
     if validation not in ("last", "all"):
-        raise ValueError(f"lpg_training: validation is {validation!r}, expected 'last' or 'all'")
+        raise ValueError(f"{fn}: validation is {validation!r}, expected 'last' or 'all'")
     options = {"updates": updates, "length": length, "dist_class": dist_class}
 
     def init(key: Tensor) -> TensorDict:

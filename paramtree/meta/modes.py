@@ -225,7 +225,7 @@ def forward_mode(
     """
     loop = Loop("forward_mode", step, outer, steps, argnums, has_aux)
     if not torch.compiler.is_compiling():
-        _load_forward_rules()
+        load_forward_rules()
 
     def both(hyper: Any, state: Any) -> tuple[Any, Any]:
         h, s = loop.parts(hyper, state)
@@ -255,7 +255,7 @@ def forward_mode(
     return on_demand(both, loop.unrolled)
 
 
-def _load_forward_rules() -> None:
+def load_forward_rules() -> None:
     """Let torch load now what it loads when forward mode is first used, without its warnings."""
     if "torch._decomp.decompositions_for_jvp" not in sys.modules:
         with warnings.catch_warnings():

@@ -29,7 +29,14 @@ from .. import rng, tree
 from ..autodiff import vmap
 from ..autodiff.gradients import kind_of
 from ..optim import Transform
-from ._check import Hyper, require_count, require_mode, require_real, require_scalar
+from ._check import (
+    Hyper,
+    require_average,
+    require_count,
+    require_mode,
+    require_real,
+    require_scalar,
+)
 from .es_parts import (
     ascent,
     descended,
@@ -37,8 +44,6 @@ from .es_parts import (
     first_state,
     fitness_metrics,
     groove_optimizer,
-    require_average,
-    require_populations,
     require_widths,
 )
 from .lifetime import Habitat
@@ -46,7 +51,14 @@ from .lives import final_share, updated
 from .loop import Outer
 from .lpg_training import Training
 from .perturb import displaced, es_gradient, perturbations, require_one_of
-from .population import Population, by_kind, extras, finite_mean, renewed
+from .population import (
+    Population,
+    by_kind,
+    extras,
+    finite_mean,
+    renewed,
+    require_populations,
+)
 from .update_rule import UpdateRule
 
 Stepper = Callable[[Any, Any, Tensor], Any]

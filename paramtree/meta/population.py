@@ -15,6 +15,7 @@ from ..autodiff import vmap
 from ..model import Model
 from ..optim import Transform
 from ..rng.philox import is_plain
+from ._check import require_count
 from .bandit import Bandit, bandit_draw, bandit_init, bandit_update
 from .curriculum import Curriculum
 from .lifetime import Habitat, births, renew
@@ -83,13 +84,18 @@ def first(population: Population, rule: UpdateRule, key: Tensor) -> dict[str, Te
     """
     states, levels = {}, None
     if population.bandit is not None:
-        states["bandits"] = bandit_init(population.bandit)
+        states["bandits"] = _beside(key, bandit_init(population.bandit))
     if population.curriculum is not None:
         states["curricula"], levels = population.curriculum.init(
             rng.fold_in(key, "curriculum"), population.n_tasks
         )
     agents = _born(population, rule, states.get("bandits"), levels, key, stagger=True)
     return {"agents": agents, **states}
+
+
+def _beside(x: Tensor, whole: TensorDict) -> TensorDict:
+    """A tree on the device of a tensor."""
+    return tree.map(lambda leaf: leaf.to(x.device), whole)
 
 
 def _born(
@@ -112,7 +118,7 @@ def _born(
 
     if population.bandit is not None and bandit_state is not None:
         arm = some(bandit_draw(population.bandit, bandit_state, rng.fold_in(key, "arm"), n))
-        hypers, extra = tree.take(population.bandit.arms, arm), {"arm": arm}
+        hypers, extra = tree.take(_beside(arm, population.bandit.arms), arm), {"arm": arm}
     agents = births(
         population.habitat,
         rule,
@@ -175,3 +181,26 @@ def finite_mean(x: Tensor, fine: Tensor) -> Tensor:
         0-d.
     """
     return torch.where(fine, x, 0.0).sum() / fine.sum()
+
+
+def require_populations(fn: str, populations: Any, **counts: int | None) -> None:
+    """Refuse a training without populations, or with a size below 1.
+
+    Args:
+        fn: name of the function that was called.
+        populations: by group.
+        counts: sizes by name; None is one too.
+
+    Raises:
+        ValueError: there is no population, or a size is below 1.
+        TypeError: an argument is of another kind.
+    """
+    if not populations:
+        raise ValueError(f"{fn}: no populations given, expected {{group: Population}}")
+    for name, population in populations.items():
+        if not isinstance(population, Population):
+            kind = type(population).__name__
+            raise TypeError(f"{fn}: {name} is a {kind}, expected a Population")
+    for name, count in counts.items():
+        if count is not None:
+            require_count(fn, name, count)

@@ -7,7 +7,7 @@ lower end of the 95% interval of its share of the best one's (paired bootstrap o
 95%. All of them learn from the same number of steps: the trajectory that judges an update is what
 the next one learns from.
 
-    python tests/benchmarks/mgrl_control.py [cart_pole catch] [--quick] [--fresh]
+    python tests/benchmarks/mgrl_control.py [--worlds catch] [--quick] [--fresh]
 
 Seeds and discounts are one batch axis. Parts that are finished are kept in the results, so an
 interrupted run goes on where it was.
@@ -221,7 +221,7 @@ def told(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("worlds", nargs="*", default=list(SETTINGS), choices=[*SETTINGS, []])
+    parser.add_argument("--worlds", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--quick", action="store_true", help="few seeds and a tenth of the updates")
     parser.add_argument("--fresh", action="store_true", help="don't go on with what is there")
     parser.add_argument("--threads", type=int, default=1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ... import tree
 from ...tree import Structure, flatten, unflatten
 from ..loop import Part
-from ..modes import _load_forward_rules as load_forward_rules
+from ..modes import load_forward_rules
 
 MOVING = ("params", "optimizer", "rule")  # what an update changes by way of eta
 

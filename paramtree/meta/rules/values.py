@@ -110,7 +110,7 @@ def q_lambda_rule(
         G_t = r_t + gamma (1 - terminated_t) [(1 - lambda_t) max_a Q(s_{t+1}, a)
               + lambda_t G_{t+1}]
 
-    Watkins's lambda_t is 0 where a_{t+1} is not the greedy action; Peng's is lambda throughout,
+    Watkins's lambda_t is 0 where a_{t+1} is not a greedy action; Peng's is lambda throughout,
     which learns faster, and of a policy between the greedy one and the one that acts.
 
     Args:
@@ -135,7 +135,7 @@ def q_lambda_rule(
     ) -> tuple[TensorDict, TensorDict]:
         value, decay = td["next", "action_value"], lmbda
         if trace == "watkins":
-            greedy = _chosen_next(td)[0] == value.argmax(-1)
+            greedy = _picked(value, _chosen_next(td)[0]) >= value.amax(-1)  # any of equal ones
             decay = torch.where(greedy, lmbda, torch.zeros_like(value[..., 0]))
         return _with_lambda_return(td, value.amax(-1), gamma, decay), buffers
 

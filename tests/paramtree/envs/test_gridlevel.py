@@ -97,6 +97,14 @@ def test_gradient_reaches_rewards():
     assert grad.tolist() == [2.0, 2.0]
 
 
+def test_shapes_alone_make_a_level_of_shapes():
+    level = grid_level(**arguments())
+    given = {k: x.to("meta") if isinstance(x, torch.Tensor) else x for k, x in arguments().items()}
+    shapes = grid_level(**given)
+    for x, y in zip(tree.leaves(shapes), tree.leaves(level), strict=True):
+        assert x.is_meta and x.shape == y.shape and x.dtype == y.dtype
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [

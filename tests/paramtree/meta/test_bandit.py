@@ -77,8 +77,15 @@ def test_many_bandits_are_one_more_axis():
         assert all(map(torch.equal, tree.leaves(tree.lock(states[i])), tree.leaves(alone)))
 
 
+def test_where_nobody_lives_nothing_is_learned():
+    state, none = bandit_init(Bandit(arms(2))), torch.zeros(0)
+    after = bandit_update(state, none.long(), none, none.bool())
+    assert all(map(torch.equal, tree.leaves(state), tree.leaves(after)))
+
+
 def test_bad_input_is_refused():
     for bandit, error, text in (
+        (Bandit(tree.new({}, (2,))), ValueError, "arms has no tensors"),
         (Bandit(arms(2), temperature=0.0), ValueError, "temperature is 0.0, expected more than 0"),
         (Bandit(arms(2), bonus=-1.0), ValueError, "bonus is -1.0, expected at least 0"),
         (Bandit(arms(2), window=0), ValueError, "window is 0, expected at least 1"),

@@ -85,6 +85,14 @@ def test_chances_where_nothing_speaks_for_a_level():
     assert not replay_chances(none, none.long(), none.bool()).any()
 
 
+def test_a_score_out_of_the_race_has_no_say_however_large():
+    score, age = torch.tensor([1e5, 2e-3, 1e-3]), torch.zeros(3, dtype=torch.int64)
+    options = {"prioritization": "proportional", "temperature": 0.01, "staleness": 0.0}
+    found = replay_chances(score, age, torch.tensor([False, True, True]), **options)
+    alone = replay_chances(score[1:], age[1:], torch.tensor([True, True]), **options)
+    assert torch.equal(found[1:], alone) and found[0] == 0 and found[1] > 0.99
+
+
 def filled(size, n, **options):
     """A curriculum whose every slot has been scored, but for those where agents live."""
     curriculum = prioritized_level_replay(sample, worth, size=size, **options)

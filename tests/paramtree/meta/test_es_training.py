@@ -7,6 +7,9 @@ import torch
 from torch.distributions import Categorical
 
 from paramtree import envs, meta, optim, rng, tree, vmap
+from paramtree.meta.es_parts import ascent
+from paramtree.meta.lives import final_share
+from paramtree.meta.scores import curve_scores
 from tests.benchmarks.bench_meta_modes import peak_memory
 
 WORLD = envs.level_distribution("small")
@@ -92,7 +95,7 @@ def test_a_step_is_that_of_lives_led_one_by_one(score):
             eps = tree.lock(noise[i])
             params = tree.add(state["rule"], tree.scale(eps, sign * sigma))
             rewards, end = lived(habitat, params, tree.lock(agents[i]), keys[i])
-            part = -(-len(rewards) // 5)
+            part = max(1, len(rewards) // 5)
             pair.append(
                 {
                     "final": rewards[-part:].mean(),
@@ -204,6 +207,26 @@ def test_a_pair_that_is_not_finite_is_left_out():
     close(tree.scale(moves[0], 2 / 3), moves[1])
 
 
+@pytest.mark.parametrize("rank", [None, "pair", "centered"])
+def test_a_bad_pair_has_no_part_under_any_rank(rank):
+    noise = tree.new({"w": rng.normal(rng.key(4), (4, 3), dtype=torch.float64)}, (4,))
+    up = torch.tensor([1.0, 3.0, torch.nan, 0.5], dtype=torch.float64)
+    down = torch.tensor([-1.0, 2.0, 0.0, 2.5], dtype=torch.float64)
+    found, fine = ascent(up, down, [noise], 0.3, rank)
+    assert fine.tolist() == [True, True, False, True]
+    rows = fine.nonzero()[:, 0]
+    alone, _ = ascent(up[fine], down[fine], [tree.take(noise, rows)], 0.3, rank)
+    torch.testing.assert_close(found["w"], alone["w"])
+
+
+@pytest.mark.parametrize("updates", [1, 4, 5, 9, 10, 14])
+def test_the_end_of_a_life_is_that_of_its_scores(updates):
+    rewards = rng.normal(rng.key(2), (1, updates), dtype=torch.float64)
+    shares = final_share(torch.arange(updates), torch.tensor(updates)).double()
+    wanted = curve_scores(rewards)["final"][0]
+    torch.testing.assert_close((rewards[0] * shares).sum(), wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_orthogonal_and_centered():
     for options in ({"basis": "orthogonal"}, {"rank": "centered"}, {"rank": None}):
         train = training(n=4, lifetime=3, options=options)
@@ -260,3 +283,5 @@ def test_bad_populations():
         meta.es_training(RULE, {})
     with pytest.raises(TypeError, match="es_training: a is a int, expected a Population"):
         meta.es_training(RULE, {"a": 1})
+    with pytest.raises(TypeError, match="es_training: average is 'x', expected a float"):
+        meta.es_training(RULE, {"a": population()}, average="x")

@@ -132,3 +132,11 @@ def test_bad_input():
     for name in ("updates", "length", "chunk"):
         with pytest.raises(ValueError, match=f"lpg_training: {name} is 0"):
             training(**{name: 0})
+    for name in ("updates", "length", "chunk"):
+        with pytest.raises(TypeError, match=f"lpg_training: {name} is 2.5, expected an int"):
+            training(**{name: 2.5})
+    for name in ("average", "task_clip"):
+        with pytest.raises(TypeError, match=f"lpg_training: {name} is 'x', expected a float"):
+            training(**{name: "x"})
+    with pytest.raises(TypeError, match="lpg_training: a is a int, expected a Population"):
+        lpg_training(lpg_rule(NETWORK), {"a": 1}, optim.sgd(1.0))

@@ -162,6 +162,14 @@ def test_lives_have_lengths_of_their_own():
     state = lived(training(lifetime=(2, 4)), 3)
     ages, lengths = state["agents", "small", "age"], state["agents", "small", "lifetime"]
     assert ((ages - 2) < lengths).all() and set(lengths.tolist()) <= {2, 3, 4}
+    for bounds, error, text in (
+        (0, ValueError, "lifetime is 0, expected at least 1"),
+        ((0, 3), ValueError, "lifetime is 0, expected at least 1"),
+        ((3, 2), ValueError, r"lifetime is \(3, 2\), expected \(low, high\)"),
+        (2.5, TypeError, "lifetime is 2.5, expected an int"),
+    ):
+        with pytest.raises(error, match=f"birth: {text}"):
+            births(habitat._replace(lifetime=bounds), a2c_rule(), rng.key(0), 2)
 
 
 def test_a_rule_that_knows_of_lifetimes_is_told():
@@ -288,6 +296,16 @@ def test_rates_may_be_tensors_of_each_life():
 
 def agent_habitat(agent):
     return Habitat(agent, SMALL.env, SMALL.sample, optim.sgd(0.1), 2, 3)
+
+
+def test_a_bandit_of_whole_numbers_on_the_device_of_the_key():
+    train = training(arm_rates=(10, 40), arm_coeffs=(0, 1))
+    state = train.init(rng.key(0))
+    assert train.step(state)[1]["loss"].isfinite()
+    elsewhere = train.init(rng.key(0, device="meta"))
+    assert tree.paths(elsewhere) == tree.paths(state)
+    for x, y in zip(tree.leaves(elsewhere), tree.leaves(state), strict=True):
+        assert x.is_meta and x.shape == y.shape and x.dtype == y.dtype
 
 
 def test_bandits_are_refused_with_reasons():

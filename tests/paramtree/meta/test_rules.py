@@ -156,6 +156,15 @@ def test_q_lambda_cuts_its_trace_as_its_kind_does():
         assert_close(ours.numpy(), lambda_returns(q.max(-1), lmbda))
 
 
+def test_watkins_goes_on_where_values_are_equal():
+    """Of equal ones each is greedy, as at the beginning, where tables are zeros."""
+    td = outputs(Q_AGENT)
+    zeros = torch.zeros_like(td["action_value"])
+    td = tree.replace(td, {"action_value": zeros, ("next", "action_value"): zeros})
+    ours = targets(q_lambda_rule(GAMMA, LMBDA, trace="watkins"), td)["value_target"]
+    assert_close(ours.numpy(), lambda_returns(np.zeros_like(REWARD)))
+
+
 def test_action_values_are_regressed_where_actions_were_taken():
     td = targets(q_lambda_rule(GAMMA, LMBDA), outputs(Q_AGENT))
     chosen = np.take_along_axis(td["action_value"].numpy(), td["action"].numpy()[..., None], -1)
