@@ -21,7 +21,7 @@ from .run import read_checkpoint, set_up
 from .training import contestants, learned, make_rule, named_world, training_key
 
 _BY_HAND = (*RIVALS, "random", "optimal")
-_OWN = ("trained", "untrained", "optimal_rate", "paired", "seconds")  # in a summary
+_WORDS = ("paired", "seconds")  # of a summary, beside the names of rules
 _LENGTH, _WORKERS = 20, 64  # where no learned rule says how it was trained
 
 
@@ -109,7 +109,7 @@ def contest(options: EvalOptions) -> tuple[Setting, list[Part]]:
         if not options.against:
             parts += evaluation.usual_opponents(setting)
     names = [part.name for part in parts]
-    if len(set(names)) < len(names) or not set(_OWN[3:]).isdisjoint(names):
+    if len(set(names)) < len(names) or not set(_WORDS).isdisjoint(names):
         raise Refused(f"the rules are {', '.join(names)}, expected names that differ")
     if options.reference not in names and options.reference != "a2c":
         raise Refused(f"--reference is {options.reference!r}, expected one of {', '.join(names)}")
@@ -118,7 +118,7 @@ def contest(options: EvalOptions) -> tuple[Setting, list[Part]]:
 
 def _told_apart(names: dict[str, str]) -> dict[str, str]:
     """Short names of rules, by what they are asked for; that itself where it would be mistaken."""
-    taken = [*_OWN, *_BY_HAND, *names.values()]
+    taken = ["trained", "untrained", "optimal_rate", *_WORDS, *_BY_HAND, *names.values()]
     return {asked: short if taken.count(short) == 1 else asked for asked, short in names.items()}
 
 

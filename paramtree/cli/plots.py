@@ -27,6 +27,7 @@ _STYLE = {
 }
 _OTHERS = ("#004D7A", "#7FB8DA", "#00303F")  # other learned rules
 _INK, _GRID = "#333333", "#E6E6E6"
+_LONGEST = 24  # letters of a name beside a line
 _SIZE, _DPI = (9.0, 3.6), 200  # readable at half of its width, as a README shows it
 
 
@@ -118,7 +119,7 @@ def draw_lives(axes: Any, results: dict[str, Tensor]) -> None:
     curves = {name: x for name, x in results.items() if x.ndim == 2 and name != "random"}
     others = [name for name in curves if name not in _STYLE]
     colors = zip(others, itertools.cycle(_OTHERS), strict=False)
-    style = {**_STYLE, **{name: (name, color) for name, color in colors}}
+    style = {**_STYLE, **{name: (_short(name), color) for name, color in colors}}
     n = len(next(iter(results.values())))
     updates = max([x.shape[1] for x in results.values() if x.ndim == 2], default=1)
     x, ends = torch.arange(1, updates + 1), []
@@ -142,6 +143,10 @@ def draw_lives(axes: Any, results: dict[str, Tensor]) -> None:
     _label(axes, updates, ends)
 
 
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else "..." + name[3 - _LONGEST :]
+
+
 def _label(axes: Any, x: int, ends: list[tuple[float, str, str]]) -> None:
     """Names at the right ends of the lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
@@ -158,6 +163,7 @@ def _label(axes: Any, x: int, ends: list[tuple[float, str, str]]) -> None:
             color=color,
             fontsize=10,
             annotation_clip=False,
+            parse_math=False,  # names of folders are among them
         )
     axes.set_xlim(0, x)
     axes.set_ylim(low, max(high, last))

@@ -162,9 +162,7 @@ def table(found: dict[str, dict[str, Any]], title: str, reference: str | None = 
         if None in gain.values():
             gain, form = found["trained"]["ahead"]["final"], "+.4f"
         mean, low, high = (_shown(gain[which], form) for which in ("mean", "low", "high"))
-        out.caption = escape(
-            f"trained rule against {whose}: {mean} (95% interval {low} to {high})"
-        )
+        out.caption = escape(f"trained rule against {whose}: {mean} (95% interval {low} to {high})")
     out.add_column("agents of", overflow="fold")
     for name in ("reward per step", "95% interval", "middle half"):
         out.add_column(name, justify="right")

@@ -2,8 +2,8 @@
 
 The ball starts in a random column of the top row and falls a row a step; the paddle starts in the
 middle and moves at most a column a step. Where the ball reaches the last row the episode
-terminates. Every episode has rows - 1 steps, and on a board at most twice as wide as it is high
-each ball can be caught: the best policy's return is the level's ``caught``.
+terminates. Every episode has rows - 1 steps, and on a board of at most 2 rows - 1 columns each ball
+can be caught: the best policy's return is the level's ``caught``.
 
 Symbols: L the levels' batch size, W the workers' on each level.
 """

@@ -115,9 +115,7 @@ def bandit_update(state: TensorDict, arm: Tensor, result: Tensor, over: Tensor) 
     for name, value in (("result", result), ("over", over)):
         if value.shape != arm.shape:
             got, wanted = tuple(value.shape), tuple(arm.shape)
-            raise ValueError(
-                f"bandit_update: {name} has shape {got}, expected {wanted} (from arm)"
-            )
+            raise ValueError(f"bandit_update: {name} has shape {got}, expected {wanted} (from arm)")
     results, trials = state["results"], state["trials"]
     n_arms, window = results.shape
     counted = over & result.isfinite()

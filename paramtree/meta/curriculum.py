@@ -92,8 +92,10 @@ def prioritized_level_replay(
     finite doesn't count: the level is replaced first.
 
     The defaults are GROOVE's, but for staleness, which is PLR's and which GROOVE lacks. GROOVE's
-    "rank" doesn't draw: it takes the levels of the highest scores, as ``temperature`` near 0 does
-    here; and it replays levels of its first buffer that no agent has seen, with the score 0.
+    "rank" doesn't draw: it takes the levels of the highest scores, as a ``temperature`` of 0.01
+    does here without staleness (far below, chances are too small for numbers, and all but the first
+    are drawn uniformly); and it replays levels of its first buffer that no agent has seen, with the
+    score 0.
 
     Eagerly the scores are made for those alone whose lives are over; in compiled code and under
     transforms for all.

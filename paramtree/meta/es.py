@@ -179,7 +179,7 @@ def es_training(
         columns = {
             **fitness_metrics(fitness, fine),
             "reward": finite_mean(final.mean(1), fine),
-            "lifetime": torch.cat(lengths).double().mean(),
+            "lifetime": finite_mean(torch.cat(lengths).double(), fine),
             "sigma": sigma,
             "gradient_norm": tree.norm(gradient),
             "bad": ~fine,

@@ -198,7 +198,7 @@ def lpg_training(
         mean = tree.map(lambda x: x / fine.sum(), total)  # NaN where nobody is left
         changes, moments = optimizer.update(mean, state["optimizer"], state["rule"])
         ages = torch.cat([group["agents"]["age"].double() for group in groups.values()])
-        columns |= {"gradient_norm": tree.norm(mean), "age": ages.mean(), "bad": ~fine}
+        columns |= {"gradient_norm": tree.norm(mean), "age": finite_mean(ages, fine), "bad": ~fine}
         params = apply_updates(state["rule"], changes)
         after = {
             "rule": params,

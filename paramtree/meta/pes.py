@@ -303,7 +303,7 @@ def pes_training(
             keys = rng.split(rng.fold_in(own, "live"), n)
             live = partial(_step, rule, habitat, score, length, dist_class)
             run = partial(windowed, live, outer, updates)
-            after, values = [], []
+            after, values, last = [], [], []
             for sign, side in ((1, agents), (-1, partners)):
                 zero = torch.zeros(n, device=keys.device)
                 started = {"agent": side, "key": keys, "score": zero, "reward": zero}
@@ -312,10 +312,11 @@ def pes_training(
                 went, value = run(params, tree.new(started, (n,)), side["age"], lifetime)
                 after.append(went["agent"])
                 values.append(value)
-                rewards.append(went["reward"])
+                last.append(went["reward"])
             fine = values[0].isfinite() & values[1].isfinite()
             agents, partners = (_dead_unless(fine, side) for side in after)
             ends.append(torch.stack(values, 1))
+            rewards.append(torch.stack(last, 1))
             noises.append(noise)
             groups[name] = {**lives, "agents": agents, "partners": partners, "noise": noise}
         fitness, reward = torch.cat(ends), torch.cat(rewards)
@@ -323,10 +324,10 @@ def pes_training(
         ages = torch.cat([group["agents"]["age"].double() for group in groups.values()])
         columns = {
             **fitness_metrics(fitness, fine),
-            "reward": finite_mean(reward, reward.isfinite()),
+            "reward": finite_mean(reward.mean(1), fine),
             "sigma": sigma,
             "gradient_norm": tree.norm(gradient),
-            "age": ages.mean(),
+            "age": finite_mean(ages, fine),
             "bad": ~fine,
         }
         after = {

@@ -66,8 +66,11 @@ def probe_agents(
     Raises:
         ValueError: there is no age, one is negative, or they don't grow; or the levels have another
             batch size.
+        TypeError: an age isn't an int.
     """
     numbers = list(ages)
+    if not all(isinstance(age, int) for age in numbers):
+        raise TypeError(f"probe_agents: ages is {ages}, expected ints")
     if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 0:
         raise ValueError(f"probe_agents: ages is {ages}, expected numbers from 0 on that grow")
     tree.require_tree("probe_agents", "levels", levels)

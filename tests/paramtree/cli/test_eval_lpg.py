@@ -60,6 +60,22 @@ def test_any_rules_against_each_other(finished, tmp_path, capsys):
     assert set(found["other"]["ahead"]) == {"final", "lifetime", "return"}
 
 
+def test_folders_are_told_apart_from_each_other_and_from_what_a_summary_holds(
+    finished, tmp_path, capsys
+):
+    paths = [tmp_path / name for name in ("x/run", "y/run", "paired", "a2c", "$\\x$ [bold]")]
+    for path in paths:
+        path.mkdir(parents=True)
+        for part in ("config.json", "checkpoints"):
+            (path / part).symlink_to(finished / part)
+    words = [*map(str, paths), "a2c", *FEW, "--workers", "2", "--out", str(tmp_path / "out")]
+    assert main(["eval-lpg", "--against", *words]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(found) == [*map(str, paths[:4]), paths[4].name, "a2c"]
+    assert found["a2c"] != found[str(paths[3])] == found[str(paths[2])]
+    assert "[bold]" in capsys.readouterr().out
+
+
 def test_rules_without_a_run(tmp_path, capsys):
     words = ["--against", "a2c", "q_lambda", "optimal", "--workers", "4"]
     assert main(["eval-lpg", *words, *FEW, "--out", str(tmp_path / "out")]) == 0
@@ -177,6 +193,7 @@ def test_a_checkpoint_of_another_version_is_refused(finished, tmp_path, monkeypa
         ("--count 0", "the number of levels is 0"),
         ("--updates 0", "the number of updates is 0"),
         ("--workers 0", "the number of workers is 0"),
+        ("--length 0", "the number of steps between updates is 0"),
         ("--device meta", "--device is 'meta'"),
         (f"--seed {2**63}", f"seed is {2**63}"),
     ],
@@ -194,4 +211,4 @@ def test_no_rule_at_all_is_refused(capsys):
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert main(["eval-lpg", str(tmp_path)]) == 2
-    assert "has no checkpoint" in capsys.readouterr().err
+    assert "holds no run (config.json: No such file" in capsys.readouterr().err

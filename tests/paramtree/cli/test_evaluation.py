@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from paramtree import rng, tree
@@ -22,7 +23,7 @@ from paramtree.cli.evaluation import (
     rival,
     usual_opponents,
 )
-from paramtree.cli.plots import draw
+from paramtree.cli.plots import draw, draw_lives
 from paramtree.cli.progress import progress
 from paramtree.cli.rivals import RIVALS, habitat_for
 from paramtree.cli.rivals import rival as rival_of
@@ -243,6 +244,18 @@ def test_a_ratio_to_nothing_is_none_and_not_nan():
     summary.table(found, "nothing")
 
 
+def test_no_share_is_told_of_what_isn_t_more_than_nothing():
+    """The one who loses less is ahead, which a ratio of two losses would turn round."""
+    ours, theirs = scored(torch.tensor([-0.1, 0.0, 0.1])), scored(torch.tensor([-0.5, -0.3, -0.1]))
+    found = summary.summarized({"trained": ours, "a2c": theirs})
+    assert found["paired"] == {"mean": None, "low": None, "high": None}
+    assert found["trained"]["ahead"]["final"]["mean"] == pytest.approx(0.3)
+    out = Console(file=io.StringIO(), width=120)
+    out.print(summary.table(found, "losses"))
+    text = out.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "%" not in text.replace("95%", "") and "tuned A2C: +0.3000 (95% interval +0.2" in text
+
+
 def test_the_table_says_what_the_summary_says():
     results = {"trained": scored(torch.full((4,), 0.9)), "a2c": scored(torch.ones(4))}
     out = Console(file=io.StringIO(), width=120)
@@ -250,6 +263,15 @@ def test_the_table_says_what_the_summary_says():
     text = out.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     for part in ("four levels", "trained rule", "0.9000", "90%", "-10.0%", "0.900 "):
         assert part in text
+
+
+def test_a_rule_that_has_not_changed_hides_the_untrained_one():
+    axes = Figure().subplots()
+    curve = rng.uniform(rng.key(0), (3, 5), dtype=D)
+    draw_lives(axes, {"trained": curve, "untrained": curve, "x" * 99: curve})
+    top = max(axes.lines, key=lambda line: line.zorder)
+    assert top.get_color() == "#0072B2"
+    assert "..." + "x" * 21 in [text.get_text() for text in axes.texts]
 
 
 def test_pictures_of_all_that_may_be_there(tmp_path):

@@ -16,7 +16,14 @@ from paramtree.checkpoint import load, load_metadata, save
 from paramtree.cli import folder as files
 from paramtree.cli import main
 from paramtree.cli.command import parse
-from paramtree.cli.training import divided, first_params, make_setting, make_training, training_key
+from paramtree.cli.training import (
+    divided,
+    first_params,
+    make_population,
+    make_setting,
+    make_training,
+    training_key,
+)
 
 TINY = "lpg --preset demo --threads 1 --tasks 3 --workers 2 --length 3 --updates 2 --hidden 4"
 TINY = [*TINY.split(), "--lifetime", "6", "--checkpoint-every", "0.1"]
@@ -176,6 +183,14 @@ def test_resume_refuses_what_would_change_the_run(finished, words, named, capsys
         ("--fresh --levels small small", "--levels is small, small, expected names that differ"),
         ("--fresh --tasks 1 --levels small medium", "--tasks is 1, expected at least 2"),
         ("--fresh --workers 0", "--workers is 0"),
+        ("--fresh --lifetime 6 3", "--lifetime is 6 3, expected a number of at least 1, or two"),
+        ("--fresh --evaluate 2 --evaluate-workers 0", "the number of workers is 0"),
+        ("--fresh --curriculum plr --buffer 5", "--buffer is 5, expected at least 6"),
+        ("--fresh --arm-rates -1", "--arm-rates is -1.0, expected numbers of at least 0"),
+        ("--fresh --arm-coeffs 1 nan", "--arm-coeffs is 1.0 nan"),
+        ("--fresh --actor-rate 0 --arm-rates 1", "--actor-rate is 0"),
+        ("--fresh --pi-hat-coeff nan", "--pi-hat-coeff is nan, expected at least 0, and finite"),
+        ("--fresh --prediction-coeff inf", "--prediction-coeff is inf"),
         ("--fresh --hidden 0", "0"),
         ("--fresh --meta-rate -1", "-1.0"),
         ("--fresh --device nowhere", "--device is 'nowhere'"),
@@ -196,9 +211,9 @@ def test_nothing_is_overwritten_by_wrong_use(finished, words, named, capsys):
 
 
 def test_fresh_starts_anew(tmp_path, finished):
-    folder = tmp_path / "run"
+    folder, once = tmp_path / "run", ["--checkpoint-every", 1e9]
     for steps in (3, 2):
-        assert main(tiny("--steps", steps, "--out", folder, "--fresh")) == 0
+        assert main(tiny("--steps", steps, "--out", folder, "--fresh", *once)) == 0
     assert timeless(folder) == timeless(finished)
     assert [path.name for path in files.checkpoints(folder)] == ["step_00000002.safetensors"]
 
@@ -242,6 +257,23 @@ def test_a_preset_makes_a_training(preset):
     small = "--tasks 27 --workers 2 --hidden 4".split()
     options = parse(["lpg", "--preset", preset, *small])
     assert callable(make_training(options).step)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("preset", ["demo", "groove", "paper"])
+def test_perceptrons_learn_at_their_own_rate_beside_tables(preset):
+    """Adam's first step is as large as its rate, and 40 is a table's."""
+    arms = ["--arm-rates", "--arm-coeffs"]
+    options = parse(["lpg", "--preset", preset, *arms, "--critic-rate", "4"])
+    population = make_population(options, "rand_tiny", 1)  # pyright: ignore[reportArgumentType]
+    for model, optimizer in (
+        (population.habitat.agent, population.habitat.optimizer),
+        (population.critic, population.critic_optimizer),
+    ):
+        params, _ = model.init(rng.key(0))
+        slope = tree.map(torch.ones_like, params)
+        moved, _ = optimizer.update(slope, optimizer.init(params), params)  # pyright: ignore
+        for x in tree.leaves(moved):
+            torch.testing.assert_close(x, torch.full_like(x, -1e-3))
 
 
 def test_the_untrained_rule_is_the_one_that_training_begins_with():

@@ -120,6 +120,9 @@ def test_wrong_use(finished, tmp_path, capsys):
         ([str(finished), "--levels", "smal"], "the nearest is 'small'"),
         ([str(finished), "--ages", "3", "1"], "ages is (3, 1)"),
         ([str(finished), "--count", "0"], "the number of levels is 0"),
+        ([str(finished), "--gammas"], "--gammas are lists, expected at least one"),
+        ([str(finished), "--gammas", "0.5", "2"], "--gammas is 0.5 2.0, expected discounts"),
+        ([str(finished), "--gamma", "nan"], "--gamma is nan, expected discounts from 0 to 1"),
     ):
         out = [] if "--out" in words or len(words) == 1 else ["--out", str(tmp_path / "new")]
         assert main(["look", *words, *out, "--threads", "1"]) == 2

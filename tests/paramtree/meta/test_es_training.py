@@ -192,12 +192,14 @@ def test_a_pair_that_is_not_finite_is_left_out():
     options = {"rank": None, "sigma": 0.3}
     train = training(optim.sgd(1.0), n=3, length=20, workers=16, options=options)
     state = train.init(rng.key(2))
+    state = tree.replace(state, {("agents", "a", "lifetime"): torch.tensor([2, 5, 2])})
     table = state["agents", "a", "level", "table", "reward"].clone()
     table[1] = torch.nan
     after, metrics = train.step(
         tree.replace(state, {("agents", "a", "level", "table", "reward"): table})
     )
     assert metrics["bad"].tolist() == [False, True, False]
+    assert metrics["lifetime"] == state["agents", "a", "lifetime"][[0, 2]].double().mean()
     assert all(x.isfinite() for name, x in metrics.items() if name != "bad")
     table[1] = 0.0  # as good as nothing: no difference, no part, but it counts in the mean
     counted, _ = train.step(

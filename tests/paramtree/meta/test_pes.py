@@ -280,6 +280,8 @@ def test_a_pair_that_is_not_finite_is_left_out_and_born_anew():
     assert metrics["bad"].tolist() == [False, True, False, False]
     assert all(x.isfinite() for name, x in metrics.items() if name != "bad")
     assert after["agents", "a", "age"][1] == 6 == after["partners", "a", "age"][1]
+    others = after["agents", "a", "age"][[0, 2, 3]]
+    assert metrics["age"] == others.double().mean()
     assert all(x.isfinite().all() for x in tree.leaves(after["rule"]))
     final, metrics = train.step(after)
     assert not metrics["bad"].any() and final["agents", "a", "age"][1] == 2

@@ -72,6 +72,7 @@ def test_a_task_that_is_not_finite_is_named_and_left_out(path):
         rows(clean["agents", "small"], kept), rows(after["agents", "small"], kept), strict=True
     )
     assert all(torch.equal(a, b) for a, b in pairs)
+    assert metrics["age"] == after["agents", "small", "age"][kept].double().mean()
     again, metrics = train.step(after)
     assert not metrics["bad"].any() and again["agents", "small", "age"][2] == 2
     assert all(x.isfinite().all() for x in tree.leaves(again["agents", "small"]))

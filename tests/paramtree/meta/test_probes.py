@@ -157,6 +157,8 @@ def test_bad_input(agents):
     for ages in ((), (3, 1), (-1, 2), (1, 1)):
         with pytest.raises(ValueError, match="probe_agents: ages is"):
             probe_agents(RULE, rule_params(), HABITAT, levels, rng.key(0), ages=ages)
+    with pytest.raises(TypeError, match="probe_agents: ages is .*, expected ints"):
+        probe_agents(RULE, rule_params(), HABITAT, levels, rng.key(0), ages=(0.5, 2))
     with pytest.raises(ValueError, match=r"levels has batch size \[\], expected \[n\]"):
         probe_agents(RULE, rule_params(), HABITAT, tree.lock(levels[0]), rng.key(0))
     with pytest.raises(ValueError, match="probe_trajectories: length is 0"):
