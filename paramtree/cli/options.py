@@ -243,8 +243,10 @@ class A2CConstants(NamedTuple):
 # grid world once with nine actions and once with eighteen. The sizes, gamma, the regularizers, and
 # what the bandit chooses from are as reproductions give them; 960 tasks is from memory; the number
 # of steps and lambda are GROOVE's.
-# demo: a few minutes on two cores. So few steps want a large rate, and with it small targets
-# (pi_hat_coeff), clipped gradients and the average of the last rules.
+# demo: a few minutes on two cores. So few steps want all that a trajectory can tell: the agents
+# after each update are judged, and by what they predict, too. A large rate wants small targets
+# (pi_hat_coeff), tasks that can't outvote the others (task_clip), and the average of the last
+# rules. Regularizers of predictions would be all that these learn from at first, so there are none.
 _GRID_WORLDS = tuple(
     f"{name}@{actions}"
     for name in (
@@ -262,12 +264,22 @@ PRESETS: dict[str, LpgOptions] = {
     "demo": LpgOptions(
         preset="demo",
         levels=("small",),
-        tasks=256,
-        steps=450,
+        tasks=128,
+        steps=300,
         chunk=None,
-        network=Network(hidden=32),
-        agents=Agents(workers=8),
-        objective=Objective(meta_rate=1e-3, meta_clip=0.1, average=0.95, pi_hat_coeff=0.03),
+        network=Network(hidden=32, full_stop=False),
+        agents=Agents(workers=16, actor_rate=200.0, prediction_rate=30.0, prediction_coeff=1.0),
+        objective=Objective(
+            meta_rate=1e-3,
+            meta_decay=0.996,
+            task_clip=0.05,
+            average=0.98,
+            validation="all",
+            policy_entropy_coeff=0.025,
+            prediction_entropy_coeff=0.0,
+            pi_hat_coeff=0.05,
+            y_hat_coeff=0.0,
+        ),
         evaluation=Evaluation(evaluate=128, evaluate_updates=250, evaluate_workers=16),
     ),
     "groove": LpgOptions(),

@@ -48,7 +48,10 @@ from paramtree import rng
 RESULTS = Path(__file__).parent / "results"
 TITLE = "Learned Policy Gradient and A2C on levels of {}"
 # The command whose runs the committed figures come from; --seed and --out are added.
-TRAINING = "lpg --preset demo --levels all_shortlife --evaluate 0 --threads 1"
+TRAINING = (
+    "lpg --preset demo --levels all_shortlife --steps 1200 --meta-decay 0.999 "
+    "--evaluate 0 --threads 1"
+)
 
 
 def train(folder: Path, seed: int, command: str) -> None:
