@@ -175,8 +175,8 @@ def table(found: dict[str, dict[str, Any]], title: str, reference: str | None = 
         mean, low, high = (_shown(row[which], ".4f") for which in ("mean", "low", "high"))
         cells = [mean, f"{low} to {high}", _shown(row["iqm"]["final"]["mean"], ".4f")]
         if beside:
-            known = row["mean"] is not None and theirs is not None and theirs > 0
-            share = row["mean"] / theirs if known else None
+            ours, some = row["mean"], theirs is not None and theirs > 0
+            share = ours / theirs if some and ours is not None else None
             cells.append(_shown(share, ".0%"))
         cells += [_shown(row["lifetime"]["mean"], ".4f"), _shown(row["return"]["mean"], ".3f")]
         out.add_row(escape(titled(name)), *cells)

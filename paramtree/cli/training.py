@@ -64,7 +64,7 @@ def make_population(
     """
     chosen = options.agents
     _require_agents(chosen)
-    lifetime = chosen.lifetime
+    first, *rest = chosen.lifetime or (None,)
     world = named_world(name) if isinstance(name, str) else name
     tabular = world.n_states is not None  # only tables' rates are among the options
     population = meta.lpg_population(
@@ -73,7 +73,7 @@ def make_population(
         n_prediction=options.network.prediction_size,
         hidden=chosen.agent_hidden,
         workers=chosen.workers,
-        lifetime=(lifetime[0] if len(lifetime) == 1 else lifetime) if lifetime else None,
+        lifetime=(first, rest[0]) if first is not None and rest else first,
         actor_rate=chosen.actor_rate if tabular else None,
         prediction_rate=chosen.prediction_rate if tabular else None,
         critic_rate=options.objective.critic_rate if tabular else None,

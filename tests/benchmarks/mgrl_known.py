@@ -121,7 +121,7 @@ def choice_training(large: float, delay: int, learns: bool) -> meta.Training:
         envs.delayed_choice_level(large=large, delay=delay),
         meta.hyper_numbers({"gamma": 0.5}),
         lambda h: meta.a2c_rule(
-            h["gamma"], 1.0, entropy_coeff=0.05, critic_coeff=0.5, normalize=False
+            h["gamma"], 1.0, entropy_coeff=0.1, critic_coeff=0.5, normalize=False
         ),
         lambda h: optim.sgd(2.0),
         optim.adam(0.1 if learns else 0.0),

@@ -30,7 +30,7 @@ def test_a_preset_gives_the_defaults_and_an_option_wins_over_it(preset):
     )
 
 
-@pytest.mark.parametrize(("preset", "tasks"), [("demo", 256), ("groove", 512), ("paper", 960)])
+@pytest.mark.parametrize(("preset", "tasks"), [("demo", 128), ("groove", 512), ("paper", 960)])
 def test_help_shows_the_presets_values(preset, tasks, capsys):
     with pytest.raises(SystemExit) as end:
         main(["lpg", "--preset", preset, "--help"])
