@@ -251,7 +251,7 @@ def parts(quick: bool) -> dict[str, Callable[[Show], dict[str, Any]]]:
             found[f"horizon {horizon}, deviation {deviation:.0f}"] = one
     for large, delay in CHOICES:
 
-        def two(show: Show, args: Any = (large, delay, SEEDS, 600 // few)) -> Any:
+        def two(show: Show, args: Any = (large, delay, SEEDS, 1500 // few)) -> Any:
             return changed_mind(*args, show)
 
         found[f"choice of {large} after {delay}"] = two
