@@ -243,7 +243,7 @@ class A2CConstants(NamedTuple):
 # grid world once with nine actions and once with eighteen. The sizes, gamma, the regularizers, and
 # what the bandit chooses from are as reproductions give them; 960 tasks is from memory; the number
 # of steps and lambda are GROOVE's.
-# demo: a few minutes on two cores. So few steps want all that a trajectory can tell: the agents
+# demo: a few minutes on one core. So few steps want all that a trajectory can tell: the agents
 # after each update are judged, and by what they predict, too. A large rate wants small targets
 # (pi_hat_coeff), tasks that can't outvote the others (task_clip), and the average of the last
 # rules. Regularizers of predictions would be all that these learn from at first, so there are none.
@@ -267,6 +267,7 @@ PRESETS: dict[str, LpgOptions] = {
         tasks=128,
         steps=300,
         chunk=None,
+        threads=1,
         network=Network(hidden=32, full_stop=False),
         agents=Agents(workers=16, actor_rate=200.0, prediction_rate=30.0, prediction_coeff=1.0),
         objective=Objective(

@@ -404,7 +404,7 @@ CASES = [
     Case(
         "meta.lpg_training",
         lambda s: TRAINING.step(s)[0]["rule"],
-        lambda: (TRAINING.init(rng.key(0)),),
+        lambda: (double(TRAINING.init(rng.key(0))),),
         smooth=0,
         compiled=MINUTE,
         covers=("meta.Training", "meta.Population", "meta.lpg_population"),

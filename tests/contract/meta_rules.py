@@ -59,8 +59,10 @@ def acting(make: Any, hyper: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return make(hyper[0])(none, none, tree.new({"action_value": value}, (2,)))["logits"]
 
 
-def row(case: str, name: str) -> Case:
-    return Case(f"meta.{case}", partial(updated, name), partial(args, name))
+def row(case: str, name: str, like: str | None = None) -> Case:
+    """Row of a rule; one that is compiled as another is isn't compiled again, which takes long."""
+    compiled = True if like is None else f"one graph as {like}'s, with another loss; tried once"
+    return Case(f"meta.{case}", partial(updated, name), partial(args, name), compiled=compiled)
 
 
 def scores(levels: TensorDict) -> TensorDict:
@@ -70,12 +72,12 @@ def scores(levels: TensorDict) -> TensorDict:
 
 
 ROWS = [
-    row("reinforce_rule", "reinforce"),
+    row("reinforce_rule", "reinforce", like="ppo_rule"),
     row("ppo_rule", "ppo"),
-    row("dpo_rule", "dpo"),
-    row("vtrace_rule", "vtrace"),
+    row("dpo_rule", "dpo", like="ppo_rule"),
+    row("vtrace_rule", "vtrace", like="ppo_rule"),
     row("td_lambda_rule", "td_lambda"),
-    row("sarsa_lambda_rule", "sarsa_lambda"),
+    row("sarsa_lambda_rule", "sarsa_lambda", like="q_lambda_rule"),
     row("q_lambda_rule", "watkins"),
     Case(
         "meta.lpo_rule",
