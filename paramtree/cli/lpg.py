@@ -34,6 +34,7 @@ def run(options: LpgOptions, began: float) -> None:
         Diverged: a number is no longer finite.
     """
     ranges = {"--lmbda": (0, 1), "--average": (0, 1 - 2**-53), "--replay": (0, 1)}
+    ranges |= {"--meta-rate": (0, float("inf"))}
     ranges |= {"--staleness": (0, 1), "--meta-decay": (0, 1), "--sigma-decay": (0, 1)}
     ranges |= {name: (0, sys.float_info.max) for name in flat(options) if name.endswith("-coeff")}
     job.run(job.Job(build, work, ranges), options, Path("runs", options.preset), began)
