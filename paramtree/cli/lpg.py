@@ -1,5 +1,6 @@
 """``paramtree lpg``: meta-trains a learned policy gradient, and shows how good it has become."""
 
+import math
 import sys
 import time
 from dataclasses import replace
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from ..meta import Training
 
+_SHARES = "lmbda replay staleness meta-decay sigma-decay"
+
 
 def run(options: LpgOptions, began: float) -> None:
     """Do what ``paramtree lpg`` was asked to.
@@ -33,9 +36,8 @@ def run(options: LpgOptions, began: float) -> None:
         Stopped: the user asked for an end.
         Diverged: a number is no longer finite.
     """
-    ranges = {"--lmbda": (0, 1), "--average": (0, 1 - 2**-53), "--replay": (0, 1)}
-    ranges |= {"--meta-rate": (0, float("inf"))}
-    ranges |= {"--staleness": (0, 1), "--meta-decay": (0, 1), "--sigma-decay": (0, 1)}
+    ranges = {f"--{name}": (0.0, 1.0) for name in _SHARES.split()}
+    ranges |= {"--average": (0, 1 - 2**-53), "--meta-rate": (0, math.inf)}
     ranges |= {name: (0, sys.float_info.max) for name in flat(options) if name.endswith("-coeff")}
     job.run(job.Job(build, work, ranges), options, Path("runs", options.preset), began)
 

@@ -32,7 +32,6 @@ from .linear_solve import neumann as neumann
 from .linear_solve import normal_conjugate_gradient as normal_conjugate_gradient
 from .lpg import lpg_network as lpg_network
 from .lpg import lpg_rule as lpg_rule
-from .lpg_training import Training as Training
 from .lpg_training import lpg_training as lpg_training
 from .mgrl import Constraint as Constraint
 from .mgrl import Hyper as Hyper
@@ -75,5 +74,6 @@ from .scores import lifetime_scores as lifetime_scores
 from .scores import reward_curve as reward_curve
 from .shipped import load_rule as load_rule
 from .shipped import rule_card as rule_card
+from .training import Training as Training
 from .update_rule import UpdateRule as UpdateRule
 from .update_rule import update_agent as update_agent

@@ -43,9 +43,6 @@ from ..optim import Transform
 from ._check import require_average
 from .es_parts import (
     ascent,
-    descended,
-    first_groups,
-    first_state,
     fitness_metrics,
     groove_optimizer,
     newborn,
@@ -53,7 +50,6 @@ from .es_parts import (
 )
 from .lifetime import Habitat
 from .lives import episode_return, lives
-from .lpg_training import Training
 from .perturb import BASES, RANKS, displaced, perturbations, require_one_of
 from .population import (
     Population,
@@ -63,6 +59,7 @@ from .population import (
     renewed,
     require_populations,
 )
+from .training import Training, descended, first_groups, first_state
 from .update_rule import UpdateRule
 
 
@@ -132,9 +129,10 @@ def es_training(
     descent = groove_optimizer() if optimizer is None else optimizer
 
     def init(key: Tensor) -> TensorDict:
+        width = torch.tensor(float(sigma), device=key.device)
         parts = first_groups(rule, populations, key)
         groups = {name: {**own, "agents": newborn(own["agents"])} for name, own in parts.items()}
-        return first_state(rule, descent, sigma, key, by_kind(groups))
+        return first_state(rule, descent, key, {"sigma": width, **by_kind(groups)})
 
     def paired(
         habitat: Habitat, params: TensorDict, agents: TensorDict, noise: TensorDict, keys: Tensor
@@ -153,6 +151,7 @@ def es_training(
             fitness = vmap(partial(episode_return, habitat, horizon, dist_class))(after, keys)
         return after, fitness.reshape(n, 2), final.reshape(n, 2)
 
+    @torch.no_grad()
     def step(state: TensorDict) -> tuple[TensorDict, TensorDict]:
         key, sigma = rng.fold_in(state["key"], state["step"]), state["sigma"]
         groups, noises, scores, finals, lengths = {}, [], [], [], []
@@ -184,18 +183,10 @@ def es_training(
             "gradient_norm": tree.norm(gradient),
             "bad": ~fine,
         }
-        after = {
-            **descended(state, descent, gradient, average),
-            "sigma": (sigma * sigma_decay).clamp(min=sigma_limit),
-            **by_kind(groups),
-        }
-        return tree.new(after), tree.new(columns)
+        others = {"sigma": (sigma * sigma_decay).clamp(min=sigma_limit), **by_kind(groups)}
+        return descended(state, descent, gradient, average, others), tree.new(columns)
 
-    def without_graph(state: TensorDict) -> tuple[TensorDict, TensorDict]:
-        with torch.no_grad():
-            return step(state)
-
-    return Training(init, without_graph)
+    return Training(init, step)
 
 
 def _better(after: TensorDict, fitness: Tensor) -> TensorDict:

@@ -1,18 +1,16 @@
-"""What trainings by evolution strategies have in common: their state, and a step of the rule."""
+"""What trainings by evolution strategies have in common: how fitness becomes a gradient."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from .. import optim, rng, tree
-from ..optim import Transform, apply_updates
+from .. import optim, tree
+from ..optim import Transform
 from ._check import require_real
 from .perturb import es_gradient
-from .population import Population, finite_mean, first
-from .update_rule import UpdateRule
+from .population import finite_mean
 
 
 def groove_optimizer() -> Transform:
@@ -24,26 +22,6 @@ def groove_optimizer() -> Transform:
     Source: GROOVE: Jackson et al. (2024).
     """
     return optim.adam(optim.exponential_decay(0.01, 1, 0.999, end=1e-5))
-
-
-def first_groups(
-    rule: UpdateRule, populations: Mapping[str, Population], key: Tensor
-) -> dict[str, dict[str, TensorDict]]:
-    """States of all groups at the beginning, by group and kind, as ``lpg_training`` has them.
-
-    Args:
-        rule: the rule.
-        populations: by group.
-        key: key ``[2]``.
-
-    Returns:
-        The states; ages are spread over a lifetime.
-    """
-    key = rng.fold_in(key, "agents")
-    return {
-        name: first(population, rule, rng.fold_in(key, name))
-        for name, population in populations.items()
-    }
 
 
 def newborn(agents: TensorDict) -> TensorDict:
@@ -59,34 +37,6 @@ def newborn(agents: TensorDict) -> TensorDict:
     if "age" in memory.keys():
         memory = tree.replace(memory, {"age": torch.zeros_like(memory["age"])})
     return tree.replace(agents, {"age": torch.zeros_like(agents["age"]), "rule": memory})
-
-
-def first_state(
-    rule: UpdateRule, optimizer: Transform, sigma: float, key: Tensor, groups: dict[str, TensorDict]
-) -> TensorDict:
-    """A training before its first step.
-
-    Args:
-        rule: the rule.
-        optimizer: transform of its gradients.
-        sigma: σ.
-        key: key ``[2]``.
-        groups: the rest of the state.
-
-    Returns:
-        The state.
-    """
-    params, _ = rule.init(rng.fold_in(key, "rule"))
-    state = {
-        "rule": params,
-        "average": tree.map(torch.clone, params),
-        "optimizer": optimizer.init(params),
-        "sigma": torch.tensor(float(sigma), device=key.device),
-        **groups,
-        "step": torch.zeros((), dtype=torch.int64, device=key.device),
-        "key": key,
-    }
-    return tree.new(state)
 
 
 def ascent(
@@ -130,31 +80,6 @@ def fitness_metrics(fitness: Tensor, fine: Tensor) -> dict[str, Tensor]:
         "fitness": finite_mean(fitness.mean(1), fine),
         "fitness_min": torch.where(fine, low, torch.inf).amin(),
         "fitness_max": torch.where(fine, high, -torch.inf).amax(),
-    }
-
-
-def descended(
-    state: TensorDict, optimizer: Transform, gradient: TensorDict, average: float
-) -> dict[str, Any]:
-    """What a step makes of all that isn't the agents'.
-
-    Args:
-        state: the training.
-        optimizer: transform of the gradients.
-        gradient: of this step.
-        average: decay of the running average.
-
-    Returns:
-        The parts, by name.
-    """
-    changes, moments = optimizer.update(gradient, state["optimizer"], state["rule"])
-    params = apply_updates(state["rule"], changes)
-    return {
-        "rule": params,
-        "average": tree.map(lambda old, p: p.lerp(old, average), state["average"], params),
-        "optimizer": moments,
-        "step": state["step"] + 1,
-        "key": state["key"],
     }
 
 

@@ -23,13 +23,13 @@ from torch.distributions import Categorical
 
 from .. import losses, rng, tree
 from ..autodiff import vmap
-from ..envs import rollout
 from ..model import Model, with_next
 from ..rng.philox import is_plain
 from ._check import require_count
 from .curriculum import Score
 from .inner_loop import train_agent
 from .lifetime import Habitat, birth
+from .lives import episodes, first_returns
 from .rules import a2c_rule
 from .update_rule import UpdateRule
 
@@ -232,26 +232,13 @@ def random_score() -> Score:
 def _played(
     habitat: Habitat, length: int, dist_class: Any, agent: TensorDict, key: Tensor
 ) -> TensorDict:
-    """Trajectory ``[W, T]`` of one agent from the start of an episode."""
-    level, env = agent["level"], habitat.env
-    noise = env.noise(level, rng.fold_in(key, "reset"), (habitat.workers,))
-    state, moves = env.reset(level, noise), rng.fold_in(key, "moves")
-    parts = agent["params"], agent["buffers"], level, state, moves
-    return rollout(env, habitat.agent, *parts, length, dist_class)[2]
-
-
-def _returns(td: TensorDict, gamma: float = 1.0) -> Tensor:
-    """Return of each worker's first episode, ``[W]``."""
-    reward, done = td["next", "reward"], td["next", "done"].long()
-    going = (done.cumsum(-1) - done) == 0
-    discount = gamma ** torch.arange(reward.shape[-1], device=reward.device)
-    return (reward * going * discount.to(reward.dtype)).sum(-1)
+    return episodes(habitat, length, dist_class, agent, key, rng.fold_in(key, "moves"))
 
 
 def _return(
     habitat: Habitat, horizon: int, dist_class: Any, agent: TensorDict, key: Tensor
 ) -> Tensor:
-    return _returns(_played(habitat, horizon, dist_class, agent, key)).mean()
+    return first_returns(_played(habitat, horizon, dist_class, agent, key)).mean()
 
 
 def _of_values(
@@ -285,4 +272,4 @@ def _size(td: TensorDict) -> Tensor:
 
 
 def _lacking(gamma: float, td: TensorDict) -> Tensor:
-    return _returns(td, gamma).amax() - td["state_value"].mean()
+    return first_returns(td, gamma).amax() - td["state_value"].mean()

@@ -164,10 +164,48 @@ def episode_return(
     Returns:
         0-d.
     """
-    env, level, key = habitat.env, agent["level"], rng.fold_in(key, "return")
+    key = rng.fold_in(key, "return")
+    return first_returns(episodes(habitat, horizon, dist_class, agent, key, key)).mean()
+
+
+def episodes(
+    habitat: Habitat,
+    length: int,
+    dist_class: Any,
+    agent: TensorDict,
+    key: Tensor,
+    moves: Tensor,
+) -> TensorDict:
+    """Trajectory of an agent's workers from the start of an episode, without a graph.
+
+    Args:
+        habitat: the kind of agent.
+        length: T, its steps.
+        dist_class: distribution of the actions.
+        agent: its state.
+        key: key ``[2]`` of the start.
+        moves: key ``[2]`` of the steps.
+
+    Returns:
+        The trajectory ``[W, T]``.
+    """
+    env, level = habitat.env, agent["level"]
     noise = env.noise(level, rng.fold_in(key, "reset"), (habitat.workers,))
     start, acting = env.reset(level, noise), (agent["params"], agent["buffers"], level)
-    _, _, td = rollout(env, habitat.agent, *acting, start, key, horizon, dist_class)
-    done = td["next", "done"].long()  # [W, horizon]
-    first = done.cumsum(-1) - done == 0
-    return (td["next", "reward"] * first).sum(-1).mean()
+    return rollout(env, habitat.agent, *acting, start, moves, length, dist_class)[2]
+
+
+def first_returns(td: TensorDict, gamma: float = 1.0) -> Tensor:
+    """Return of each worker's first episode, as far as a trajectory goes.
+
+    Args:
+        td: trajectory ``[W, T]`` from the start of an episode.
+        gamma: discount.
+
+    Returns:
+        ``[W]``.
+    """
+    reward, done = td["next", "reward"], td["next", "done"].long()
+    going = (done.cumsum(-1) - done) == 0
+    discount = gamma ** torch.arange(reward.shape[-1], device=reward.device)
+    return (reward * going * discount.to(reward.dtype)).sum(-1)

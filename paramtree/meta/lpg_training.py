@@ -30,9 +30,9 @@ Source: Oh et al. (2020), "Discovering reinforcement learning algorithms", secti
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -52,18 +52,11 @@ from .population import (
     by_kind,
     extras,
     finite_mean,
-    first,
     renewed,
     require_populations,
 )
+from .training import Training, descended, first_groups, first_state
 from .update_rule import UpdateRule
-
-
-class Training(NamedTuple):
-    """``init(key) -> state``, ``step(state) -> (state, metrics)``: pure, the state one tree."""
-
-    init: Callable[[Tensor], TensorDict]
-    step: Callable[[TensorDict], tuple[TensorDict, TensorDict]]
 
 
 def lpg_training(
@@ -127,17 +120,8 @@ def lpg_training(
     options = {"updates": updates, "length": length, "dist_class": dist_class}
 
     def init(key: Tensor) -> TensorDict:
-        params, _ = rule.init(rng.fold_in(key, "rule"))
-        parts = [
-            first(population, rule, rng.fold_in(rng.fold_in(key, "agents"), name))
-            for name, population in populations.items()
-        ]
-        groups = dict(zip(populations, parts, strict=True))
-        step = torch.zeros((), dtype=torch.int64, device=key.device)
-        # copies, as later on: a compiled step is compiled again where two names share their tensors
-        state = {"rule": params, "average": tree.map(torch.clone, params)}
-        state |= {"optimizer": optimizer.init(params), **by_kind(groups)}
-        return tree.new({**state, "step": step, "key": key})
+        groups = first_groups(rule, populations, key)
+        return first_state(rule, optimizer, key, by_kind(groups))
 
     def objective(params: TensorDict, name: str, agent: TensorDict, key: Tensor) -> Any:
         """What the rule descends for one agent of a group, and what became of it."""
@@ -196,19 +180,10 @@ def lpg_training(
         }
         assert total is not None
         mean = tree.map(lambda x: x / fine.sum(), total)  # NaN where nobody is left
-        changes, moments = optimizer.update(mean, state["optimizer"], state["rule"])
         ages = torch.cat([group["agents"]["age"].double() for group in groups.values()])
         columns |= {"gradient_norm": tree.norm(mean), "age": finite_mean(ages, fine), "bad": ~fine}
-        params = apply_updates(state["rule"], changes)
-        after = {
-            "rule": params,
-            "average": tree.map(lambda old, p: p.lerp(old, average), state["average"], params),
-            "optimizer": moments,
-            **by_kind(groups),
-            "step": state["step"] + 1,
-            "key": state["key"],
-        }
-        return detach(tree.new(after)), detach(tree.new(columns))
+        after = descended(state, optimizer, mean, average, by_kind(groups))
+        return detach(after), detach(tree.new(columns))
 
     return Training(init, step)
 

@@ -39,9 +39,6 @@ from ._check import (
 )
 from .es_parts import (
     ascent,
-    descended,
-    first_groups,
-    first_state,
     fitness_metrics,
     groove_optimizer,
     require_widths,
@@ -49,7 +46,6 @@ from .es_parts import (
 from .lifetime import Habitat
 from .lives import final_share, updated
 from .loop import Outer
-from .lpg_training import Training
 from .perturb import displaced, es_gradient, perturbations, require_one_of
 from .population import (
     Population,
@@ -59,6 +55,7 @@ from .population import (
     renewed,
     require_populations,
 )
+from .training import Training, descended, first_groups, first_state
 from .update_rule import UpdateRule
 
 Stepper = Callable[[Any, Any, Tensor], Any]
@@ -273,9 +270,10 @@ def pes_training(
     descent = groove_optimizer() if optimizer is None else optimizer
 
     def init(key: Tensor) -> TensorDict:
+        width = torch.tensor(float(sigma), device=key.device)
         groups = first_groups(rule, populations, key)
         kinds = by_kind(groups)
-        state = first_state(rule, descent, sigma, key, kinds)
+        state = first_state(rule, descent, key, {"sigma": width, **kinds})
         noise = {
             name: _scaled(perturbations(key, state["rule"], population.n_tasks), 0.0)
             for name, population in populations.items()
@@ -287,6 +285,7 @@ def pes_training(
     def outer(params: TensorDict, state: TensorDict) -> Tensor:
         return state["score"]
 
+    @torch.no_grad()
     def step(state: TensorDict) -> tuple[TensorDict, TensorDict]:
         key, sigma = rng.fold_in(state["key"], state["step"]), state["sigma"]
         groups, ends, noises, rewards = {}, [], [], []
@@ -330,18 +329,10 @@ def pes_training(
             "age": finite_mean(ages, fine),
             "bad": ~fine,
         }
-        after = {
-            **descended(state, descent, gradient, average),
-            "sigma": (sigma * sigma_decay).clamp(min=sigma_limit),
-            **by_kind(groups),
-        }
-        return tree.new(after), tree.new(columns)
+        others = {"sigma": (sigma * sigma_decay).clamp(min=sigma_limit), **by_kind(groups)}
+        return descended(state, descent, gradient, average, others), tree.new(columns)
 
-    def without_graph(state: TensorDict) -> tuple[TensorDict, TensorDict]:
-        with torch.no_grad():
-            return step(state)
-
-    return Training(init, without_graph)
+    return Training(init, step)
 
 
 def _step(

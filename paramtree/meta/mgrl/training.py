@@ -46,8 +46,8 @@ from ...envs import Env, rollout
 from ...model import Model, with_next
 from ...optim import Transform, apply_updates
 from .._check import require_count, require_real
-from ..lpg_training import Training
 from ..modes import truncated
+from ..training import Training
 from ..update_rule import UpdateRule, update_agent
 from .hyper import Hyper
 from .trace import along_trace, no_trace, traced
