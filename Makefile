@@ -2,10 +2,11 @@
 # make .venv-jax  a second one with JAX and its libraries, for fixtures and peers
 # make demo       meta-trains a learned policy gradient on grid worlds; results in runs/demo
 # make test       the tests, without those marked slow; make test-all runs every one
+# make docs       the reference, in site/index.html; reading it needs no network
 # make lint       ruff and pyright
 # make fixtures   records the numbers of JAX's libraries in tests/data, which the tests compare with
 # make bench      tests/benchmarks, each against its target
-# make notebooks  executes the notebooks
+# make notebooks  executes the notebooks in place; NOTEBOOKS=notebooks/01_param_trees.ipynb for one
 #
 # PYTHON chooses the interpreter of a new environment: make .venv PYTHON=python3.12
 
@@ -13,12 +14,13 @@ PYTHON ?= python3
 export PYTHON
 
 BIN := .venv/bin
+NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 EXTRAS := cli,gymnasium,torchrl,torchopt,test
 MODULES := torch tensordict optree matplotlib rich safetensors tyro gymnasium torchrl torchopt \
-           ipykernel nbclient numpy pyright pytest ruff paramtree losses
+           ipykernel jupyterlab nbclient nbconvert playwright mathjax numpy pdoc pyright pytest ruff paramtree losses
 JAX_MODULES := jax jaxlib optax rlax flax haiku equinox
 
-.PHONY: .venv .venv-jax demo test test-all lint fixtures bench notebooks
+.PHONY: .venv .venv-jax demo docs test test-all lint fixtures bench notebooks
 
 .venv:
 	@.ci/venv .venv "$(MODULES)" pyproject.toml .ci/constraints.txt -- \
@@ -29,6 +31,10 @@ JAX_MODULES := jax jaxlib optax rlax flax haiku equinox
 
 demo: .venv
 	$(BIN)/paramtree lpg --preset demo --out runs/demo --fresh
+
+docs: .venv
+	rm -rf site
+	$(BIN)/python -m tests.docs.site site
 
 test: .venv
 	$(BIN)/python -m pytest -m "not slow"
@@ -54,7 +60,4 @@ bench: .venv
 	done; exit $$status
 
 notebooks: .venv
-	@status=0; for file in notebooks/*.ipynb; do \
-	    [ -e "$$file" ] || { echo "no notebooks yet"; break; }; \
-	    $(BIN)/jupyter-execute "$$file" || { echo "$$file failed" >&2; status=1; }; \
-	done; exit $$status
+	$(BIN)/python -m tests.notebooks $(NOTEBOOKS)

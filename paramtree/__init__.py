@@ -2,6 +2,8 @@
 
 Every name is loaded when it is first used, so that ``import paramtree`` alone loads nothing, torch
 included. ``paramtree.losses`` is the top-level package ``losses`` by another road.
+
+.. include:: README.md
 """
 
 from importlib import import_module
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
     from .autodiff import hvp as hvp
     from .autodiff import value_and_grad as value_and_grad
     from .autodiff import vmap as vmap
+    from .display import load_ipython_extension as load_ipython_extension
+    from .display import show as show
     from .display import summary as summary
+    from .display import unload_ipython_extension as unload_ipython_extension
     from .model import Model as Model
     from .model import compose as compose
     from .model import methods as methods
@@ -62,11 +67,14 @@ _NAMES = {
     "grad": "autodiff",
     "from_module": "nn_module",
     "hvp": "autodiff",
+    "load_ipython_extension": "display",
     "methods": "model",
     "parallel": "model",
+    "show": "display",
     "summary": "display",
     "td_model": "model",
     "to_module": "nn_module",
+    "unload_ipython_extension": "display",
     "value_and_grad": "autodiff",
     "vmap": "autodiff",
     "with_next": "model",

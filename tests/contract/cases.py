@@ -431,9 +431,13 @@ NOT_NUMBERS = {
     "model.located",
     "model.require_key",
     "model.require_model",
-    "display.Row",  # text: see test_display
+    "display.Row",  # text and pages: see tests/paramtree/display
     "display.Summary",
+    "display.View",
+    "display.load_ipython_extension",
+    "display.show",
     "display.summary",
+    "display.unload_ipython_extension",
     "checkpoint.save",  # files: see test_checkpoint
     "checkpoint.load",
     "checkpoint.load_metadata",

@@ -9,8 +9,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import rng, tree
-from .model import Model, require_model
+from .. import rng, tree
+from ..model import Model, require_model
+from .wording import memory
 
 Path = tuple[str, ...]
 
@@ -57,7 +58,7 @@ class Summary(NamedTuple):
             else:
                 dtype = str(row.dtype).removeprefix("torch.")
                 lines.append(("  " + name, str(list(row.shape)), dtype, f"{row.size:,}", ""))
-        lines.append(("total", "", _memory(self.bytes), f"{self.size:,}", f"{self.flops:,}"))
+        lines.append(("total", "", memory(self.bytes), f"{self.size:,}", f"{self.flops:,}"))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
         rule = "─" * (sum(widths) + 2 * len(widths) - 2)
@@ -200,14 +201,6 @@ def _ancestor(paths: Sequence[Path]) -> Path:
         while first[:same] != path[:same]:
             same -= 1
     return first[:same]
-
-
-def _memory(size: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1024
-    raise AssertionError
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
