@@ -106,6 +106,8 @@ not looked at.
 
 What is detached: diagnostics; and, only where a reducer has to make its targets itself, the values
 that enter them. Of a mask that leaves out every step the sum is 0, and the mean NaN.
+
+.. include:: README.md
 """
 
 from .actor_critic import add_action_target as add_action_target

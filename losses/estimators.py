@@ -4,8 +4,17 @@ They are run outside the function that is differentiated for the agent's update,
 with the parameters from before it. There their results are constant for that gradient, and still
 functions of the parameters and the hyper-parameters for an outer one:
 
-    td = add_advantage(outputs(params, td), gamma, lmbda)
-    grads = grad(lambda p: total(a2c_loss(outputs(p, td))))(params)
+    >>> from losses import a2c_loss, total
+    >>> from tensordict import TensorDict
+    >>> following = {"state_value": torch.ones(5), "reward": torch.ones(5)}
+    >>> following |= {"done": torch.zeros(5) > 0, "terminated": torch.zeros(5) > 0}
+    >>> td = TensorDict({"action": torch.ones(5).long(), "next": following}, [5])
+    >>> def outputs(params, td):                       # a network, for two actions
+    ...     out = TensorDict({"logits": params["w"], "state_value": params["w"].sum(-1)}, [5])
+    ...     return td.copy().update(out)
+    >>> params = {"w": torch.zeros(5, 2)}
+    >>> td = add_advantage(outputs(params, td), 0.9, 0.95)
+    >>> grads = torch.func.grad(lambda p: total(a2c_loss(outputs(p, td))))(params)
 """
 
 from typing import Any

@@ -10,8 +10,8 @@ Two sets of parameters descend on two losses. The policy's are those of ``mpo_lo
 rlax has both in one loss and keeps the sets apart with stops, which cut outer derivatives too; here
 each loss is differentiated in its own set, and the sums of both are equal:
 
-    policy_grads = grad(lambda p: total(mpo_loss(outputs(p, td), ...)))(policy)
-    dual_grads = grad(lambda d: total(mpo_dual_loss(td, **duals(d), ...)))(dual)
+    policy   grad of total(mpo_loss(outputs(policy, td), ...))
+    dual     grad of total(mpo_dual_loss(td, **dual, ...))
 
 Temperature and multipliers must be positive, such as ``torch.nn.functional.softplus(raw)`` (rlax's
 projection); the KLs come from the caller, per step ``[*B]`` or, for a bound on each component

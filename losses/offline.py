@@ -11,10 +11,10 @@ pi(a|s) the policy and mu(s) a deterministic one. The reducers read a td ``[*B]`
 Implicit Q-learning (IQL) is an estimator, run outside of the differentiated function, and three
 losses, each differentiated in its own network's parameters:
 
-    judged = add_iql_advantage(td)
-    iql_value_loss(judged)             # the value, to an expectile of the least Q'
-    awr_loss(judged, dist_class)       # the policy
-    iql_critic_loss(td, gamma=0.99)    # the critics, to r + gamma V(s')
+    add_iql_advantage   before the others, of the value and the least Q'
+    iql_value_loss      the value, to an expectile of the least Q'
+    awr_loss            the policy
+    iql_critic_loss     the critics, to r + gamma V(s')
 
 For discrete actions the entry is picked from a network's values of all actions first:
 ``state_action_value = action_value.gather(-1, action.unsqueeze(-1)).squeeze(-1)``.

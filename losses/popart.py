@@ -5,8 +5,13 @@ sigma_i, tracked over time; the head learns (target - mu_i) / sigma_i, and what 
 targets is sigma_i * output + mu_i. When the two move, the head's weights are moved against them
 ("preserving outputs precisely, while adaptively rescaling targets"):
 
-    new = popart_update(state, targets, task)
-    weight, bias = popart_rescale(weight, bias, state, new)
+    >>> import torch
+    >>> weight, bias, x = torch.ones(2, 3), torch.zeros(2), torch.ones(3)
+    >>> state, task = popart_init(2), torch.tensor([0, 0, 1])
+    >>> new = popart_update(state, torch.tensor([1.0, 3.0, 5.0]), task)
+    >>> moved, shifted = popart_rescale(weight, bias, state, new)
+    >>> before = state["shift"] + state["scale"] * (weight @ x + bias)
+    >>> torch.testing.assert_close(new["shift"] + new["scale"] * (moved @ x + shifted), before)
 
 A state is a TensorDict with ``shift``, ``scale`` and ``variance``, each ``[n]``. It goes in and
 comes out; nothing is detached, so hold it (``state.detach()``) where no gradient is to run through.

@@ -1,8 +1,13 @@
 """Trees on disk: one safetensors file a tree, its names, batch sizes and version in the header.
 
-    save("policy.safetensors", params, metadata={"step": 100})
-    params = load("policy.safetensors", like=params)          # names, shapes and dtypes are checked
-    step = load_metadata("policy.safetensors")["step"]
+    >>> from tempfile import TemporaryDirectory
+    >>> params = new({"weight": torch.ones(2, 3)})
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "policy.safetensors"
+    ...     save(path, params, metadata={"step": 100})
+    ...     params = load(path, like=params)              # names, shapes and dtypes are checked
+    ...     load_metadata(path)["step"]
+    100
 
 A leaf's name in the file is its path joined by dots; a dot or a backslash inside of a name has a
 backslash before it. The header's ``structure`` holds the order of the names and the batch size of

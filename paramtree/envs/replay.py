@@ -1,9 +1,11 @@
 """Memory of steps that were played: a ring of the last ones, as a tree that goes in and comes out.
 
-    replay = replay_buffer(10_000)
-    memory = replay.init(td)
-    memory = replay.add(memory, td, donate=True)
-    batch = replay.sample(memory, key, 256)
+    >>> td, key = new({"reward": torch.ones(8)}, [8]), rng.key(0)
+    >>> replay = replay_buffer(10_000)
+    >>> memory = replay.init(td)
+    >>> memory = replay.add(memory, td, donate=True)
+    >>> replay.sample(memory, key, 256).batch_size
+    torch.Size([256])
 
 A memory stacks, maps over tasks and seeds, and is saved like any other tree.
 """

@@ -1,9 +1,13 @@
 """Gymnasium's vector environments, played by our models.
 
-    envs = gymnasium.make_vec("CartPole-v1", 8)
-    state = reset(envs, seed=0)
-    state, buffers, td = rollout(envs, model, params, buffers, state, key, 128)
-    returns = evaluate("CartPole-v1", model, params, buffers, key, episodes=100)
+    >>> from paramtree import nn, td_model
+    >>> model = td_model(nn.mlp(4, 32, 2), "observation", "logits")
+    >>> (params, buffers), key = model.init(rng.key(0)), rng.key(1)
+    >>> envs = gymnasium.make_vec("CartPole-v1", 8)
+    >>> state = reset(envs, seed=0)
+    >>> state, buffers, td = rollout(envs, model, params, buffers, state, key, 128)
+    >>> evaluate("CartPole-v1", model, params, buffers, key, episodes=10).shape
+    torch.Size([10])
 
 What comes out is what ``envs.rollout`` gives of a pure environment, key by key. The environment
 itself is the one thing that isn't passed in and out: it moves on with every step, and a state goes

@@ -1,4 +1,7 @@
-"""Algorithms that learn to learn, on one ``UpdateRule``, hand-written or learned."""
+"""Algorithms that learn to learn, on one ``UpdateRule``, hand-written or learned.
+
+.. include:: README.md
+"""
 
 from .bandit import Bandit as Bandit
 from .bandit import bandit_draw as bandit_draw

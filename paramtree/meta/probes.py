@@ -1,9 +1,14 @@
 """What a learned rule does, in numbers: looked at in tabular grid worlds, whose values are exact.
 
-    agents = probe_agents(rule, rule_params, habitat, levels, key, ages=(0, 50, 250))
-    td = probe_trajectories(rule, rule_params, habitat, agents, key)
-    states = probe_states(habitat, agents, gammas=(0.5, 0.9, 0.99))
-    reading = linear_reading(states["prediction"], states["value"])
+    >>> from paramtree import envs, meta
+    >>> world, key = envs.level_distribution("small"), rng.key(0)
+    >>> (rule, rule_params), levels = meta.load_rule("lpg-small"), world.sample(rng.split(key, 2))
+    >>> made = meta.rule_card("lpg-small")["agents"]
+    >>> habitat = meta.lpg_population(world, 1, **{**made, "workers": 2}).habitat
+    >>> agents = probe_agents(rule, rule_params, habitat, levels, key, ages=(0, 2))
+    >>> td = probe_trajectories(rule, rule_params, habitat, agents, key)
+    >>> states = probe_states(habitat, agents, gammas=(0.5, 0.9, 0.99))
+    >>> reading = linear_reading(states["prediction"], states["value"])
 
 The trajectories show what the rule tells agents, beside what happened: the return and the error of
 the values. The tables show what the agents' predictions have come to mean, state by state: as far

@@ -36,8 +36,14 @@ def custom_root(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator of a solver: its solution is differentiated by the equation that it solves.
 
-        @custom_root(grad(loss))                       # loss(params, hyper), grad(loss) = 0
-        def fit(params, hyper): ...                    # any algorithm, run without a graph
+        >>> from paramtree import grad
+        >>> def loss(x, a):
+        ...     return (x - a.sin()).square().sum()
+        >>> @custom_root(grad(loss))                       # grad(loss) = 0 at what fit gives
+        ... def fit(x, a):                                 # any algorithm, run without a graph
+        ...     return x - 0.5 * grad(loss)(x, a)
+        >>> grad(lambda a: fit(torch.zeros(1), a).sum())(torch.zeros(1))
+        tensor([1.])
 
     The decorated solver may be mapped, differentiated any number of times, in reverse and forward
     mode, and called inside an outer graph. Its derivatives are as good as its solution, and ``x``

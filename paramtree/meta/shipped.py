@@ -1,7 +1,9 @@
 """Learned rules that come with the library.
 
-    rule, params = load_rule("lpg-small")
-    agents = lpg_population(world, 1, **rule_card("lpg-small")["agents"]).habitat
+    >>> from paramtree import envs, meta
+    >>> rule, params = load_rule("lpg-small")
+    >>> world, made = envs.level_distribution("small"), rule_card("lpg-small")["agents"]
+    >>> agents = meta.lpg_population(world, 1, **made).habitat
 
 A rule is two files in ``weights``: ``NAME.safetensors``, and the card ``NAME.json``:
 

@@ -5,9 +5,9 @@ from: a hand-written one adds ``advantage`` and ``value_target``, a learned one 
 ``y_hat``. Its ``loss`` is the reducer that the agent then descends. Both kinds run behind one pair
 of functions, so one evaluation compares them all.
 
-    outputs = agent(params, td)                  # now and next, outside the differentiated function
-    targets = rule.apply(rule_params, outputs)   # constant for the inner gradient, not the outer
-    params' = params + optimizer(grad_p total(rule.loss(agent(p, targets))))
+    outputs   agent(params, td), now and next, outside the differentiated function
+    targets   rule.apply(rule_params, outputs), constant for the inner gradient, not the outer
+    params'   params + optimizer(grad_p total(rule.loss(agent(p, targets))))
 
 The last line is done once, or for each part of the trajectory's workers in each of several epochs,
 always with the same targets.

@@ -1,10 +1,6 @@
 """Optimizers: pairs of pure functions, composed by name, differentiable in every hyper-parameter.
 
-lr = scale_by_learning_rate(linear(1e-3, 0.0, 10_000))
-optimizer = chain(clip=clip_by_global_norm(1.0), adam=scale_by_adam(), lr=lr)
-state = optimizer.init(params)
-updates, state = optimizer.update(grads, state, params)
-params = apply_updates(params, updates)                 # state["adam", "mu"] has the params' names
+.. include:: README.md
 """
 
 from .accumulate import apply_every as apply_every

@@ -8,8 +8,11 @@ norms and counts per task come from ``paramtree.vmap``, never from a batch axis.
 A *hyper-parameter* is a float or a 0-d float tensor. A tensor may require grad: its gradient
 through any number of steps is right, of any order. One value per task is mapped over like tasks:
 
-    step = lambda lr, grads, state, params: sgd(lr).update(grads, state, params)
-    updates, state = paramtree.vmap(step)(rates, grads, state, params)             # rates [n_tasks]
+    >>> from paramtree import optim, vmap
+    >>> params, rates = new({"w": torch.ones(3, 2)}, [3]), torch.tensor([0.1, 0.2, 0.3])
+    >>> state = vmap(optim.sgd(0.1).init)(params)
+    >>> step = lambda lr, grads, state, params: optim.sgd(lr).update(grads, state, params)
+    >>> updates, state = vmap(step)(rates, params, state, params)
 
 To compiled code a tensor is data: an optimizer of each learned rate, built inside of what is
 compiled or given to it, costs no graph of its own. A float is a constant of the first graph and

@@ -89,7 +89,8 @@ class Chained:
 def partition(transforms: Mapping[str, Transform]) -> Transform:
     """Different transforms for different parts of a tree; each sees its part alone.
 
-        partition({"policy": adam(1e-3), "critic.**": sgd(1e-2)})
+        >>> from paramtree.optim import adam, sgd
+        >>> optimizer = partition({"policy": adam(1e-3), "critic.**": sgd(1e-2)})
 
     Args:
         transforms: a transform for each pattern, as ``tree.select`` knows patterns.

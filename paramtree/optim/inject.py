@@ -1,9 +1,12 @@
 """Hyper-parameters as entries of an optimizer's state: to read, to swap, to stack, to learn.
 
-    optimizer = inject_hyperparams(adam)(lr=cosine_decay(1e-3, 1000), b1=0.9)
-    state = optimizer.init(params)
-    state["hyper", "lr"], state["hyper", "b1"]            # 0-d tensors
-    state = tree.replace(state, {"hyper.b1": b1})         # a new state, differentiable in b1
+    >>> from paramtree import optim
+    >>> params, b1 = tree.new({"w": torch.ones(3)}), torch.tensor(0.5)
+    >>> optimizer = inject_hyperparams(optim.adam)(lr=optim.cosine_decay(1e-3, 1000), b1=0.9)
+    >>> state = optimizer.init(params)
+    >>> state["hyper", "lr"].shape, state["hyper", "b1"].shape
+    (torch.Size([]), torch.Size([]))
+    >>> state = tree.replace(state, {"hyper.b1": b1})     # a new state, differentiable in b1
 
 States of many tasks, stacked, hold ``[n_tasks]`` of each.
 """

@@ -140,7 +140,9 @@ def monitor(
 ) -> Transform:
     """Measurements of what comes by, kept in the state; the updates pass through unchanged.
 
-        chain(adam=adam(1e-3), seen=monitor({"size": tree.norm}, {"weights": tree.norm}))
+        >>> from paramtree import optim, tree
+        >>> seen = monitor({"size": tree.norm}, {"weights": tree.norm})
+        >>> optimizer = optim.chain(adam=optim.adam(1e-3), seen=seen)
 
     holds ``state["seen", "size"]`` and ``state["seen", "weights"]``. In ``init`` updates of zeros
     are measured.

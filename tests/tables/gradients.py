@@ -1,8 +1,8 @@
 """The tables of ``losses/README.md``: ``python -m tests.tables.gradients`` writes them anew.
 
-They are measured, not written down: which entry's and which hyper-parameter's derivative of a loss
-is not zero, and what TorchRL's estimators and losses answer where a hyper-parameter is asked for
-its gradient, beside central differences.
+They are measured, not written down, and their equations are the docstrings': which entry's and
+which hyper-parameter's derivative of a loss is not zero, and what TorchRL's estimators and losses
+answer where a hyper-parameter is asked for its gradient, beside central differences.
 """
 
 import inspect
@@ -18,6 +18,7 @@ import losses
 from paramtree import tree
 from tests.contract.case import Case, Function, Reducer, changed, floats, named, numbers
 from tests.contract.cases import LOSSES
+from tests.tables.equations import of_function, of_loss
 from tests.tables.torchrl import QUESTIONS, Question
 
 ESTIMATORS = sorted(name for name in dir(losses) if name.startswith("add_"))
@@ -80,26 +81,29 @@ def listed(names: list[str]) -> str:
 
 
 def flow_table() -> str:
-    columns = ("function", "loss", "carries gradient to, on finished targets", "making them itself")
-    lines = [f"| {' | '.join(columns)} |", "|---|---|---|---|"]
+    gradients = ("carries gradient to, on finished targets", "making them itself")
+    columns = ("function", "loss", "equation, per step", *gradients)
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in sorted((r for r in LOSSES if isinstance(r, Reducer)), key=lambda r: r.name):
         inside = flows(row, finished=False) if makes_targets(row) else {}
         for loss, found in flows(row).items():
             same = listed(inside[loss]) if loss in inside else ""
-            lines.append(f"| `{row.name}` | `{loss}` | {listed(found)} | {same} |")
+            what = f"| `{row.name}` | `{loss}` | {of_loss(row.name, loss)}"
+            lines.append(f"{what} | {listed(found)} | {same} |")
     return "\n".join(lines)
 
 
 def estimator_table() -> str:
-    lines = ["| estimator | writes | carries gradient to |", "|---|---|---|"]
+    lines = ["| estimator | writes | carries gradient to | equation |", "|---|---|---|---|"]
     for name in ESTIMATORS:
-        for key, found in estimator_flows(name).items():
-            lines.append(f"| `{name}` | `{key}` | {listed(found)} |")
+        for i, (key, found) in enumerate(estimator_flows(name).items()):
+            equation = "" if i else of_function(name)
+            lines.append(f"| `{name}` | `{key}` | {listed(found)} | {equation} |")
     return "\n".join(lines)
 
 
 def step_table() -> str:
-    lines = ["| function | carries gradient to |", "|---|---|"]
+    lines = ["| function | equation | carries gradient to |", "|---|---|---|"]
     for row in sorted((r for r in LOSSES if isinstance(r, Function)), key=lambda r: r.name):
         args = tree.new(dict(row.args()))
 
@@ -111,7 +115,7 @@ def step_table() -> str:
 
         if row.smooth:
             found = live(value, floats(args), tree.entries(numbers(row.hyper)))
-            lines.append(f"| `{row.name}` | {listed(found)} |")
+            lines.append(f"| `{row.name}` | {of_function(row.name)} | {listed(found)} |")
     return "\n".join(lines)
 
 

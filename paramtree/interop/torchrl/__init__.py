@@ -3,11 +3,9 @@
 Each holds networks, prepares what its loss reads (it runs them, and estimates targets if the td has
 none), and calls one function, or two. Hyper-parameters, ``gamma`` and ``lmbda`` among them, are
 read at each call and may be replaced at any time, by assignment, ``register_buffer`` or
-``register_parameter``; a tensor keeps its graph, so any of them can be learned:
-
-    loss_module = PPOLoss(actor, critic)
-    loss_module.register_buffer("gamma", meta_param)
-    loss_module(td)["loss_objective"]               # a function of meta_param
+``register_parameter``; a tensor keeps its graph, so any of them can be learned: after
+``loss_module.register_buffer("gamma", meta_param)`` its losses are functions of ``meta_param``, as
+the project's README shows.
 
 An entry of the td that has the name of a hyper-parameter, one number per step, wins over the
 module's own (the ``gamma`` that TorchRL's ``MultiStep`` writes does not: it is a power already).

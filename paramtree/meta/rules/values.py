@@ -8,8 +8,10 @@ The targets of all three are lambda-returns (``losses.lambda_returns``), which d
 take for the value of the state that follows. An agent of the last two acts by a policy that is made
 of its values: ``softmax_policy`` or ``epsilon_greedy_policy``, composed behind them,
 
-    agent = compose(critic=agent_model(world, world.n_actions, "action_value"),
-                    actor=softmax_policy(0.1))
+    >>> from paramtree import compose, envs, meta
+    >>> world = envs.level_distribution("small")
+    >>> critic = meta.agent_model(world, world.n_actions, "action_value")
+    >>> agent = compose(critic=critic, actor=softmax_policy(0.1))
 """
 
 from typing import Any, Literal
