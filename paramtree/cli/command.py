@@ -26,7 +26,9 @@ from .look_options import LookOptions
 from .mgrl_options import MgrlOptions
 from .options import PRESETS, EvalOptions, LpgOptions, from_config
 from .outcome import Ended, Refused, refusing
+from .plot_options import PlotOptions
 
+_Options = LpgOptions | EvalOptions | LookOptions | PlotOptions | GymOptions | MgrlOptions
 _DESCRIPTION = "Learning to learn with named trees of parameters."
 
 
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]) -> LpgOptions | EvalOptions | LookOptions | GymOptions | MgrlOptions:
+def parse(argv: Sequence[str]) -> _Options:
     """Options of the command that the words ask for.
 
     Args:
@@ -70,12 +72,15 @@ def parse(argv: Sequence[str]) -> LpgOptions | EvalOptions | LookOptions | GymOp
     rule = tyro.conf.subcommand("eval-lpg")
     commands: Any = training(LpgOptions) | Annotated[EvalOptions, rule]
     commands |= Annotated[LookOptions, tyro.conf.subcommand("look")]
+    commands |= Annotated[PlotOptions, tyro.conf.subcommand("plot")]
     commands |= training(PpoOptions) | training(SacOptions) | training(MgrlOptions)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     args = list(argv) or ["--help"]
     options = tyro.cli(
         commands, prog="paramtree", description=_DESCRIPTION, args=args, config=config
     )
+    if isinstance(options, PlotOptions):
+        return options
     looks = isinstance(options, EvalOptions | LookOptions)
     if not looks and options.resume is not None:
         for name, given in (("--out", options.out is not None), ("--fresh", options.fresh)):
@@ -127,9 +132,7 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _run(
-    options: LpgOptions | EvalOptions | LookOptions | GymOptions | MgrlOptions, began: float
-) -> None:
+def _run(options: _Options, began: float) -> None:
     if isinstance(options, LpgOptions):
         lpg.run(options, began)
     elif isinstance(options, GymOptions):
@@ -140,6 +143,10 @@ def _run(
         with refusing():
             from . import look
         look.run(options)
+    elif isinstance(options, PlotOptions):
+        with refusing():
+            from . import plot
+        plot.run(options)
     else:
         with refusing():
             from . import eval_lpg  # loads torch

@@ -63,7 +63,7 @@ def run(options: EvalOptions) -> None:
     found = summary.summarized(results, options.reference)
     console.print(summary.table(found, evaluation.title(setting), options.reference))
     if options.out is not None:
-        plots.draw(options.out / files.CURVE, history=[], results=evaluation.curves(results))
+        plots.write(options.out / files.CURVE, plots.lpg_figure([], evaluation.curves(results)))
         files.write_json(options.out / files.RESULTS, evaluation.raw(results))
         seconds = {"seconds": round(time.monotonic() - began, 3)}
         files.write_json(options.out / files.SUMMARY, {**found, **seconds})

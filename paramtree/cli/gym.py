@@ -157,7 +157,8 @@ def evaluate(
         mean, std = float(returns.mean()), float(returns.std(correction=0))
         found |= {"mean": mean, "std": std, "returns": returns.tolist()}
         built.console.print(_result(built.world, found), soft_wrap=True, highlight=False)
-    plots.draw_returns(folder / files.CURVE, options.env, history=history, evaluated=mean)
+    title = f"{options.env}, {options.command}"
+    plots.write(folder / files.CURVE, plots.returns_figure(title, history, mean))
     seconds += time.monotonic() - began
     files.write_json(folder / files.SUMMARY, {**found, "seconds": round(seconds, 3)})
 

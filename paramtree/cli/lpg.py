@@ -145,7 +145,7 @@ def evaluate(
         found = summary.summarized(results)
         console.print(summary.table(found, evaluation.title(setting)))
         files.write_json(folder / files.RESULTS, evaluation.raw(results))
-    plots.draw(folder / files.CURVE, history=history, results=evaluation.curves(results))
+    plots.write(folder / files.CURVE, plots.lpg_figure(history, evaluation.curves(results)))
     seconds += time.monotonic() - began
     files.write_json(folder / files.SUMMARY, {**found, "seconds": round(seconds, 3)})
 

@@ -140,7 +140,7 @@ def evaluate(
         Stopped: the user asked for it.
     """
     from .. import rng
-    from . import mgrl_plots, mgrl_training
+    from . import mgrl_training, plots
 
     began, history = time.monotonic(), files.read_metrics(folder)
     seconds = history[-1]["seconds"] if history else 0.0
@@ -161,6 +161,10 @@ def evaluate(
         built.console.print(f"{line} to {float(returns.max()):.1f}", highlight=False)
     text = ", ".join(f"{name} {_text(number)}" for name, number in learned.items())
     built.console.print(f"learned: {text}", soft_wrap=True, highlight=False)
-    mgrl_plots.draw(folder / files.CURVE, options, history=history, evaluated=found.get("mean"))
+    judged = {"gamma": options.outer.reference_gamma, "lmbda": options.outer.reference_lmbda}
+    references = {name: judged.get(name) for name in options.outer.learn}
+    title = f"{options.env}, {options.algorithm}"
+    figure = plots.hyper_figure(title, history, references, found.get("mean"))
+    plots.write(folder / files.CURVE, figure)
     seconds += time.monotonic() - began
     files.write_json(folder / files.SUMMARY, {**found, "seconds": round(seconds, 3)})

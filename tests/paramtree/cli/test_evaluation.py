@@ -1,12 +1,10 @@
 """Contestants, what is kept of them, and what their results say."""
 
 import io
-import math
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from paramtree import rng, tree
@@ -23,7 +21,6 @@ from paramtree.cli.evaluation import (
     rival,
     usual_opponents,
 )
-from paramtree.cli.plots import draw, draw_lives
 from paramtree.cli.progress import progress
 from paramtree.cli.rivals import RIVALS, habitat_for
 from paramtree.cli.rivals import rival as rival_of
@@ -263,30 +260,6 @@ def test_the_table_says_what_the_summary_says():
     text = out.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     for part in ("four levels", "trained rule", "0.9000", "90%", "-10.0%", "0.900 "):
         assert part in text
-
-
-def test_a_rule_that_has_not_changed_hides_the_untrained_one():
-    axes = Figure().subplots()
-    curve = rng.uniform(rng.key(0), (3, 5), dtype=D)
-    draw_lives(axes, {"trained": curve, "untrained": curve, "x" * 99: curve})
-    top = max(axes.lines, key=lambda line: line.zorder)
-    assert top.get_color() == "#0072B2"
-    assert "..." + "x" * 21 in [text.get_text() for text in axes.texts]
-
-
-def test_pictures_of_all_that_may_be_there(tmp_path):
-    history = [{"step": k, "reward": math.sin(k)} for k in range(1, 40)]
-    curve = rng.uniform(rng.key(0), (6, 30), dtype=D)
-    results = {"trained": curve, "untrained": 0 * curve, "a2c": curve + 1, "random": curve}
-    results["optimal_rate"] = torch.ones(6, dtype=D)
-    sizes = []
-    for some, others in ((history, results), (history, {}), ([], results), ([], {})):
-        draw(tmp_path / "curve.png", history=some, results=others)
-        picture = (tmp_path / "curve.png").read_bytes()
-        assert picture.startswith(b"\x89PNG")
-        sizes.append(int.from_bytes(picture[16:20]))
-    assert sizes[0] == 1800 and sizes[1] == sizes[2] == sizes[3] == 990
-    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
 
 
 def test_a_terminal_gets_a_bar_with_rate_and_time_left():
