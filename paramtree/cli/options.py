@@ -244,7 +244,8 @@ class A2CConstants(NamedTuple):
 # what the bandit chooses from are as reproductions give them; 960 tasks is from memory; the number
 # of steps and lambda are GROOVE's.
 # demo: a few minutes on one core. So few steps want all that a trajectory can tell: the agents
-# after each update are judged, and by what they predict, too. A large rate wants small targets
+# after each update are judged, and by what they predict, too. Advantages of a short horizon (gamma
+# and lmbda of 0.9) are worth their bias, being far less noisy. A large rate wants small targets
 # (pi_hat_coeff), tasks that can't outvote the others (task_clip), and the average of the last
 # rules. Regularizers of predictions would be all that these learn from at first, so there are none.
 _GRID_WORLDS = tuple(
@@ -269,8 +270,10 @@ PRESETS: dict[str, LpgOptions] = {
         chunk=None,
         threads=1,
         network=Network(hidden=32, full_stop=False),
-        agents=Agents(workers=16, actor_rate=200.0, prediction_rate=30.0, prediction_coeff=1.0),
+        agents=Agents(workers=16, actor_rate=800.0, prediction_rate=30.0, prediction_coeff=1.0),
         objective=Objective(
+            gamma=0.9,
+            lmbda=0.9,
             meta_rate=1e-3,
             meta_decay=0.996,
             task_clip=0.05,

@@ -320,6 +320,11 @@ class Rule(NamedTuple):
         habitat = training.make_population(sized, setting.world.name, 1).habitat
         return habitat, training.make_rule(sized)
 
+    def at_rate(self, rate: float) -> "Rule":
+        """The rule with another learning rate of its agents' tables."""
+        agents = replace(self.options.agents, actor_rate=rate)
+        return self._replace(options=replace(self.options, agents=agents))
+
     @property
     def mark(self) -> str:
         """What tells it and its agents from others, as a hash."""

@@ -9,7 +9,9 @@ agent on each of the same levels, with the same random numbers:
     a2c tuned       with the best of tune_all.py, on other levels
     a2c by level    with the best for each level, among as many as 32, chosen on that very level
                     with other random numbers: no opponent, but what tuning could give
-    lpg             the rules
+    lpg             the rules, at that learning rate among a few at which they did best, all of
+                    them together, on the levels that A2C was tuned on
+    lpg as trained  the rules, at the rate that their agents had while they were trained
 
     python tests/benchmarks/lpg_all.py runs/all-0 runs/all-1 runs/all-2 --train
     python tests/benchmarks/lpg_all.py --recompute
@@ -27,6 +29,7 @@ from lives import (
     CACHE,
     PUBLISHED,
     Record,
+    Rule,
     Setting,
     a2c,
     a2c_scores,
@@ -52,6 +55,7 @@ TRAINING = (
     "lpg --preset demo --levels all_shortlife --steps 1200 --meta-decay 0.999 "
     "--evaluate 0 --threads 1"
 )
+RATES = [800.0, 1100.0, 1600.0]
 
 
 def train(folder: Path, seed: int, command: str) -> None:
@@ -71,13 +75,41 @@ def by_level(setting: Setting, few: list[dict[str, float]]) -> Record:
     return a2c(setting, [few[i] for i in scores.argmax(1).tolist()], "a2c by level")
 
 
-def contest(setting: Setting, folders: list[Path], tuning: Path, cache: Path) -> Raw:
+def paces(
+    setting: Setting, rules: list[Rule], rates: list[float], cache: Path
+) -> list[dict[str, Any]]:
+    """Reward in the last fifth of life at each rate, of each rule, best rate first."""
+    rows = []
+    for rate in rates:
+        found = [
+            kept("pace", [setting.mark, r.mark], lambda r=r: learned(setting, r)["final"], cache)
+            for r in (rule.at_rate(rate) for rule in rules)
+        ]
+        means = [float(torch.tensor(x, dtype=torch.float64).mean()) for x in found]
+        rows.append({"rate": rate, "score": sum(means) / len(means), "by rule": means})
+    return sorted(rows, key=lambda row: -row["score"])
+
+
+def contest(
+    setting: Setting,
+    tuning_setting: Setting,
+    folders: list[Path],
+    rates: list[float],
+    tuning: Path,
+    cache: Path,
+) -> Raw:
     """Raw numbers of all contestants."""
     best, few = tuned(tuning)
     rules = [read_rule(folder) for folder in folders]
 
     def play(name: str, mark: object, run: Callable[[], Any]) -> Any:
         return kept(name, [setting.mark, mark], run, cache)
+
+    def play_rules(rules: list[Rule]) -> dict[str, list]:
+        return together([play("lpg", r.mark, lambda r=r: learned(setting, r)) for r in rules])
+
+    found_paces = paces(tuning_setting, rules, rates, cache)
+    rate = found_paces[0]["rate"]
 
     found = {
         "random": play("random", None, lambda: random_agents(setting)),
@@ -90,14 +122,14 @@ def contest(setting: Setting, folders: list[Path], tuning: Path, cache: Path) ->
         "a2c published": play("a2c", PUBLISHED, lambda: a2c(setting, [PUBLISHED], "a2c published")),
         "a2c tuned": play("a2c", best, lambda: a2c(setting, [best], "a2c tuned")),
         "a2c by level": play("a2c by level", few, lambda: by_level(setting, few)),
-        "lpg": together(
-            [play("lpg", rule.mark, lambda r=rule: learned(setting, r)) for rule in rules]
-        ),
+        "lpg": play_rules([rule.at_rate(rate) for rule in rules]),
+        "lpg as trained": play_rules(rules),
     }
     return {
         "setting": setting.mark,
         "rules": [as_mark(rule) for rule in rules],
         "a2c tuned": best,
+        "lpg rates": found_paces,
         "optimum": play("optimum", None, lambda: optimum(setting)),
         "contestants": found,
     }
@@ -116,6 +148,7 @@ def main() -> None:
     parser.add_argument("--levels", type=int, default=256)
     parser.add_argument("--updates", type=int, default=250)
     parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="tried for lpg")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--tuning", type=Path, default=RESULTS / "a2c_all.json")
@@ -136,8 +169,11 @@ def main() -> None:
     count = chosen.levels
     if chosen.quick:
         count, sizes = 4, {"updates": 5, "workers": 4}
-    setting = make_setting(chosen.world, "evaluation", count, **sizes)
-    report(contest(setting, chosen.runs, chosen.tuning, chosen.cache), chosen.out, title)
+    settings = [
+        make_setting(chosen.world, purpose, count, **sizes) for purpose in ("evaluation", "tuning")
+    ]
+    raw = contest(*settings, chosen.runs, chosen.rates, chosen.tuning, chosen.cache)
+    report(raw, chosen.out, title)
 
 
 if __name__ == "__main__":
