@@ -27,11 +27,11 @@ deviation, two discounts fell below 0.02 in 400 updates, and the area was 240; n
 and 396 at 0.99. At a fixed 0.9, from update 200 to 300, the slope that eta sees has a mean of 0.5
 deviations with it, and of -0.1 without. Of the first five slopes one in four has the wrong sign,
 from the eighth on one in thirty. Without the slow start two of twenty discounts fell at once, on
-seeds 0 to 19, and the share was 0.90 [0.80, 0.97]; to cart pole the results' seeds were new.
+seeds 0 to 19, and the share was 0.90 [0.80, 0.97]; the seeds of its results were new to it.
 
 On catch discounts from 0.8 up learn alike, so the five are spread evenly: the middle of 0.2, 0.5,
 0.8, 0.95 and 0.995 is as good as the best, and who begins at 0.2 can't be above it. With 600
-updates the share was 0.969 [0.956, 0.982], but 0.894 of areas that begin at 0; the run was then made
+updates the share was 0.969 [0.956, 0.982], but 0.894 of areas that begin at 0; it was then made
 twice as long and measured on the same seeds again: from floors of -1, -0.6 and 0 the intervals now
 begin at 0.982, 0.976 and 0.956.
 
