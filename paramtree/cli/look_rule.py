@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from .look_options import LookOptions
 from .outcome import Refused, Stopped, refusing
 from .plot import evaluated
 from .progress import progress
-from .training import make_population, make_rule, named_world
+from .training import learned, named_world
 
 _CHOICE = 4  # levels that are drawn for each that is looked at
 _SHOWN = 100  # steps of an episode in a picture
@@ -61,10 +60,7 @@ def look(
             length=trained.length,
             workers=trained.agents.workers if options.workers is None else options.workers,
         )
-        # the rates of the middle of the road, where a bandit chose among several in training
-        own = replace(trained.agents, workers=setting.workers, arm_rates=(), arm_coeffs=())
-        habitat = make_population(replace(trained, agents=own), options.levels, 1).habitat
-        rule = make_rule(trained)
+        habitat, rule = learned(trained, setting)
         setting = setting._replace(levels=_rewarding(setting, options.count))
     ready()
     agents = _agents(options, setting, habitat, rule, params, console)

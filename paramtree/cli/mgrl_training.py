@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import envs, losses, meta, nn, optim, rng, tree
 from ..autodiff import detach
+from ..meta.lives import first_returns
 from ..model import Model, compose, td_model
 from .mgrl_options import MgrlOptions
 from .outcome import Refused
@@ -232,6 +233,4 @@ def returns(
     model = Model(agent.init, apply)
     fixed = detach(own["params"]), own["buffers"], own["level"], place, playing, world.longest
     *_, td = envs.rollout(world.env, model, *fixed, deterministic=options.evaluation.deterministic)
-    done = td["next", "done"].long()
-    running = done.cumsum(-1) - done == 0  # up to the first end
-    return (td["next", "reward"] * running).sum(-1)
+    return first_returns(td)

@@ -22,7 +22,7 @@ from torch import Tensor
 from paramtree import Model, rng, tree, vmap
 from paramtree.cli import training
 from paramtree.cli.eval_lpg import saved_rule
-from paramtree.cli.options import Curricula, LpgOptions, to_config
+from paramtree.cli.options import LpgOptions, to_config
 from paramtree.cli.progress import progress
 from paramtree.envs import LevelDistribution, level_distribution, optimal_reward_rate, policy_value
 from paramtree.meta import Habitat, UpdateRule, a2c_habitat, a2c_rule, train_agent
@@ -311,14 +311,7 @@ class Rule(NamedTuple):
 
     def make(self, setting: Setting, _: Any = None) -> tuple[Habitat, UpdateRule]:
         """The agents that it trains in a setting, and the rule."""
-        agents = replace(self.options.agents, workers=setting.workers, arm_rates=(), arm_coeffs=())
-        objective = self.options.objective
-        if setting.world.n_states is None:  # perceptrons have rates of their own
-            agents = replace(agents, actor_rate=None, prediction_rate=None)
-            objective = replace(objective, critic_rate=None)
-        sized = replace(self.options, agents=agents, objective=objective, curricula=Curricula())
-        habitat = training.make_population(sized, setting.world.name, 1).habitat
-        return habitat, training.make_rule(sized)
+        return training.learned(self.options, setting)
 
     def at_rate(self, rate: float) -> "Rule":
         """The rule with another learning rate of its agents' tables."""

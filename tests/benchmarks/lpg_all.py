@@ -105,25 +105,20 @@ def contest(
     def play(name: str, mark: object, run: Callable[[], Any]) -> Any:
         return kept(name, [setting.mark, mark], run, cache)
 
-    def play_rules(rules: list[Rule]) -> dict[str, list]:
-        return together([play("lpg", r.mark, lambda r=r: learned(setting, r)) for r in rules])
+    def play_rules(name: str, rules: list[Rule]) -> dict[str, list]:
+        return together([play(name, r.mark, lambda r=r: learned(setting, r)) for r in rules])
 
     found_paces = paces(tuning_setting, rules, rates, cache)
     rate = found_paces[0]["rate"]
 
     found = {
         "random": play("random", None, lambda: random_agents(setting)),
-        "untrained": together(
-            [
-                play("untrained", u.mark, lambda u=u: learned(setting, u))
-                for u in map(untrained, rules)
-            ]
-        ),
+        "untrained": play_rules("untrained", [untrained(rule) for rule in rules]),
         "a2c published": play("a2c", PUBLISHED, lambda: a2c(setting, [PUBLISHED], "a2c published")),
         "a2c tuned": play("a2c", best, lambda: a2c(setting, [best], "a2c tuned")),
         "a2c by level": play("a2c by level", few, lambda: by_level(setting, few)),
-        "lpg": play_rules([rule.at_rate(rate) for rule in rules]),
-        "lpg as trained": play_rules(rules),
+        "lpg": play_rules("lpg", [rule.at_rate(rate) for rule in rules]),
+        "lpg as trained": play_rules("lpg", rules),
     }
     return {
         "setting": setting.mark,

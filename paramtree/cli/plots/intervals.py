@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..summary import resampling
+
 _LEVEL = 0.95
 _RESAMPLES = 2000
 
@@ -52,8 +54,6 @@ def over_levels(curves: Tensor) -> Band:
     Returns:
         The band ``[U]``, with no interval where n is 1.
     """
-    from ..summary import resampling
-
     curves = curves.double()
     if len(curves) < 2:
         return Band(curves.mean(0))
