@@ -172,6 +172,7 @@ from .lagrange import lagrange_penalty as lagrange_penalty
 from .meta import lpg_agent_loss as lpg_agent_loss
 from .meta import lpg_meta_loss as lpg_meta_loss
 from .meta import lpg_regularizer_loss as lpg_regularizer_loss
+from .meta import lpg_value_loss as lpg_value_loss
 from .meta import mgrl_outer_loss as mgrl_outer_loss
 from .module import as_module as as_module
 from .module import total as total

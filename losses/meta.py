@@ -8,8 +8,9 @@ regularizers of what it wrote *during* them:
 
     policy_gradient_loss(validation td) + mean over K of lpg_regularizer_loss(training td)
 
-``lpg_meta_loss`` is that sum over one td, for when both are the same. Nothing here is detached;
-that pi(a_t|s_t) and y enter the meta-network cut off is the rule's affair.
+``lpg_meta_loss`` is that sum over one td, for when both are the same. ``lpg_value_loss`` may be
+added: it asks of predictions that they tell of returns. Nothing here is detached; that pi(a_t|s_t)
+and y enter the meta-network cut off is the rule's affair.
 
 Meta-gradients of hyper-parameters: an agent learns with a discount that is itself learned, and
 ``mgrl_outer_loss`` judges the updated agent on its next trajectory, under a discount that is not.
@@ -188,6 +189,52 @@ def lpg_meta_loss(
     return batch.reduced(reduction, {"loss_objective": objective, **losses}, metrics)
 
 
+def lpg_value_loss(
+    td: TensorDictBase,
+    *,
+    value_coeff: float | Tensor = 0.05,
+    eps: float | Tensor = 1e-8,
+    reduction: str = "mean",
+) -> TensorDictBase:
+    """What predictions leave unexplained of returns, which teaches a learned rule to predict them.
+
+        loss_value = value_coeff (z_t - b x_t)^2 / (mean z^2 + eps)
+
+        x = e(y) - mean e(y),    z = G - mean G,    b = mean(x z) / (mean x^2 + eps)
+
+    with e(y) the meta-network's embedding of y and G the returns. Its mean is value_coeff (1 - r^2)
+    with r their correlation, whatever their scales. The gradient goes through e and through y to
+    the updates that made y, and so to the meta-network that wrote ``y_hat``. Nothing says *how* y
+    is to encode a return. Detaches nothing.
+
+    Args:
+        td: ``[*B, T]`` with ``prediction_embedding`` and ``value_target``, one float per step each;
+            optionally ``mask``, whose steps alone have a part in the means, and ``weight``.
+        value_coeff: float or tensor, 0-d or ``[*B, T]``. An entry of the td wins.
+        eps: floor under the variances, at least 0; likewise.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        ``loss_value``, and detached ``value_explained``, r^2; without it where the reduction is
+        "none".
+
+    Raises:
+        ValueError: a key is missing, or a shape is wrong.
+        TypeError: an entry or a hyper-parameter has the wrong dtype.
+
+    Source: ours; that predictions come to stand for returns is what Oh et al. (2020) found, section
+    5.3, after many more lives.
+    """
+    batch = Batch("lpg_value_loss", td)
+    eps = batch.hyper("eps", eps, 0.0)
+    x, z = (_centred(batch, batch.step(key)) for key in ("prediction_embedding", "value_target"))
+    xx, xz, zz = (batch.mean(product) for product in (x * x, x * z, z * z))
+    error = (z - xz / (xx + eps) * x).square() / (zz + eps)
+    explained = xz.square() / ((xx + eps) * (zz + eps))
+    losses = {"loss_value": batch.hyper("value_coeff", value_coeff) * error}
+    return batch.reduced(reduction, losses, summary={"value_explained": explained.mean()})
+
+
 def mgrl_outer_loss(
     td: TensorDictBase,
     dist_class: DistClass = Categorical,
@@ -282,6 +329,10 @@ def _regularizers(
         for name, sign, coeff, metric in zip(names, signs, coeffs, metrics.values(), strict=True)
     }
     return losses, metrics
+
+
+def _centred(batch: Batch, x: Tensor) -> Tensor:
+    return batch.filled(x - batch.mean(x), 0.0)
 
 
 def _divergence(prediction: Tensor, y_hat: Tensor, eps: float | Tensor) -> Tensor:

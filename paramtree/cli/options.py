@@ -37,6 +37,10 @@ class Network:
     """Function between the recurrent layer and the heads."""
     lifetime_input: bool = False
     """Whether an agent's age, as a share of its life, and the life's length are inputs."""
+    initialization: Literal["torch", "flax"] = "torch"
+    """The library whose initial weights these are."""
+    y_hat_scale: float = 1.0
+    """Factor on the initial weights of the head of the predictions' targets."""
     full_stop: bool = True
     """Whether what agents predict enters the network cut off from them, as GROOVE has it; then the
     gradient can't tell what predictions are good for."""
@@ -129,6 +133,9 @@ class Objective:
     """Weight of the square of the policies' targets."""
     y_hat_coeff: float = 0.001
     """Weight of the square of the predictions' targets."""
+    value_coeff: float | None = None
+    """Weight of what predictions leave unexplained of returns; None where nothing is asked of
+    them, as in the paper."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ def make_rule(options: LpgOptions) -> meta.UpdateRule:
         gamma_input=chosen.gamma_input,
         activation=_ACTIVATIONS[chosen.activation],
         lifetime_input=chosen.lifetime_input,
+        initialization=chosen.initialization,
+        y_hat_scale=chosen.y_hat_scale,
     )
     return meta.lpg_rule(
         network,
@@ -187,6 +189,7 @@ def make_training(options: LpgOptions) -> meta.Training:
             chunk=options.chunk,
             task_clip=chosen.task_clip,
             validation=chosen.validation,
+            value_coeff=chosen.value_coeff,
             policy_entropy_coeff=chosen.policy_entropy_coeff,
             prediction_entropy_coeff=chosen.prediction_entropy_coeff,
             pi_hat_coeff=chosen.pi_hat_coeff,

@@ -18,6 +18,7 @@ Source: Oh et al. (2020), "Discovering reinforcement learning algorithms"; GROOV
 Jackson et al. (2024), "Discovering temporally-aware reinforcement learning algorithms".
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from ..autodiff import detach
 from ..model import Model
 from .update_rule import UpdateRule
 
+_WRITTEN = ("pi_hat", "y_hat", "prediction_embedding")
 _LOG_SCALE = 0.1  # of the logarithm of a lifetime: below 1 for lives of up to 22,026 updates
 
 
@@ -44,6 +46,8 @@ def lpg_network(
     gamma_input: bool = True,
     lifetime_input: bool = False,
     activation: Any = None,
+    initialization: Literal["torch", "flax"] = "torch",
+    y_hat_scale: float | Tensor = 1.0,
 ) -> Model:
     """The recurrent network of Learned Policy Gradient, as a model.
 
@@ -61,12 +65,19 @@ def lpg_network(
             ``0.1 log n`` with k the updates done and n those of the life. GROOVE's code gives k and
             n as they are; the paper, as here, the fraction and the logarithm.
         activation: function between the recurrent layer and the heads, or None.
+        initialization: the library whose initial weights these are. ``"torch"`` draws all from
+            uniform distributions; ``"flax"`` as GROOVE has them: LeCun's normal, orthogonal
+            matrices between hidden states, no biases. With a few inputs and many hidden units that
+            makes the network several times as sensitive to its inputs, and it learns sooner.
+        y_hat_scale: factor on the initial weights of the head of ``y_hat``. At 1 all targets are
+            nearly uniform, and predictions tell nothing that the network could learn to use.
 
     Returns:
         Model over a TensorDict ``[*B, T]`` that reads ``reward``, ``done`` (bool), ``gamma`` (with
         ``gamma_input``), ``action_prob``, ``prediction`` ``[*B, T, m]`` and ``("next",
-        "prediction")``, both as logits, and writes ``pi_hat`` ``[*B, T]`` and ``y_hat`` ``[*B, T,
-        m]``, which adds up to 1. Params: ``embedding``, ``lstm`` or ``gru``, ``pi_hat``, ``y_hat``.
+        "prediction")``, both as logits, and writes ``pi_hat`` ``[*B, T]``, ``y_hat`` ``[*B, T,
+        m]``, which adds up to 1, and ``prediction_embedding`` ``[*B, T]``, e of the first
+        prediction. Params: ``embedding``, ``lstm`` or ``gru``, ``pi_hat``, ``y_hat``.
         Buffers: none, but with ``lifetime_input`` ``age`` and ``lifetime``, 0-d floats that count
         updates. ``init`` gives 0 and 1, ``birth`` writes the agent's lifetime, and every call makes
         the age one more. A call beyond the end of a life sees a fraction of 1.
@@ -75,8 +86,8 @@ def lpg_network(
         are.
 
     Raises:
-        ValueError: the cell is another, or a size is below 1; when applied, a key or a buffer is
-            missing, or a shape is wrong.
+        ValueError: the cell or the initialization is another, or a size is below 1; when applied, a
+            key or a buffer is missing, or a shape is wrong.
         TypeError: when applied, ``done`` isn't bool.
 
     Source: Oh et al. (2020), section 4.1 and appendix; GROOVE: Jackson et al. (2023), appendix;
@@ -86,15 +97,23 @@ def lpg_network(
     if cell not in cells:
         raise ValueError(f"lpg_network: cell is {cell!r}, expected one of {', '.join(cells)}")
     n_input = 5 + gamma_input + 2 * lifetime_input
+    if initialization not in ("torch", "flax"):
+        raise ValueError(
+            f"lpg_network: initialization is {initialization!r}, expected one of torch, flax"
+        )
+    flax = initialization == "flax"
+    dense: Any = {"weight_init": nn.variance_scaling(), "bias_init": nn.zeros} if flax else {}
+    recurrent = {**dense, "recurrent_init": _orthogonal_by_gate} if flax else {}
     parts = {
-        "embedding": nn.mlp(n_prediction, n_embedding, 1),
-        cell: cells[cell](n_input, n_hidden, reverse=True),
+        "embedding": nn.mlp(n_prediction, n_embedding, 1, **dense),
+        cell: cells[cell](n_input, n_hidden, reverse=True, **recurrent),
         "pi_hat": nn.linear(n_hidden, 1, weight_init=nn.zeros, bias_init=nn.zeros),
-        "y_hat": nn.linear(n_hidden, n_prediction),
+        "y_hat": nn.linear(n_hidden, n_prediction, **dense),
     }
 
     def init(key: Tensor) -> tuple[TensorDict, TensorDict]:
         params = {name: part.init(rng.fold_in(key, name))[0] for name, part in parts.items()}
+        params["y_hat"] = tree.scale(params["y_hat"], y_hat_scale)
         life = {"age": 0.0, "lifetime": 1.0} if lifetime_input else {}
         buffers = {name: torch.tensor(value, device=key.device) for name, value in life.items()}
         return tree.new(params), tree.new(buffers)
@@ -136,10 +155,18 @@ def lpg_network(
         written = {
             "pi_hat": out[..., 0],
             "y_hat": _softmax(out[..., 1:]),
+            "prediction_embedding": now,
         }
         return tree.rebuild(td, {**tree.entries(tree.lock(td)), **written}), buffers
 
     return Model(init, apply)
+
+
+def _orthogonal_by_gate(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """One orthogonal matrix for each gate of a recurrent layer."""
+    keys = rng.split(key, shape[0] // shape[1])
+    square = shape[1], shape[1]
+    return torch.cat([nn.orthogonal()(key, square, dtype) for key in keys])
 
 
 def _softmax(x: Tensor) -> Tensor:
@@ -207,7 +234,8 @@ def lpg_rule(
     """Learned Policy Gradient as an update rule.
 
     Args:
-        network: model as ``lpg_network`` makes it.
+        network: model as ``lpg_network`` makes it; one of another make may leave out
+            ``prediction_embedding``, which the agents' updates don't need.
         gamma: discount that the network is told of, float or tensor, 0-d or of the trajectory's
             batch size; an entry ``gamma`` of the trajectory wins over it.
         dist_class: distribution of the actions, made of the actor's outputs.
@@ -257,7 +285,7 @@ def lpg_rule(
         }
         read = tree.rebuild(td, {**data, **tree.entries(inputs)})
         out, buffers = network.apply(params, buffers, read)
-        written = {"pi_hat": out["pi_hat"], "y_hat": out["y_hat"]}
+        written = {name: out[name] for name in _WRITTEN if name in out.keys()}
         return tree.rebuild(td, {**tree.entries(tree.lock(td)), **written}), buffers
 
     def loss(td: TensorDict, **hyper: Any) -> TensorDict:

@@ -72,6 +72,7 @@ def lpg_training(
     chunk: int | None = None,
     task_clip: float | None = None,
     validation: str = "last",
+    value_coeff: float | Tensor | None = None,
     dist_class: Any = Categorical,
     **regularizers: Any,
 ) -> Training:
@@ -94,13 +95,17 @@ def lpg_training(
         validation: the agents whose policy gradient the rule descends: the ``"last"``, after K
             updates, on one more trajectory, as in the paper; or ``"all"``, the mean over those
             after each update, each on its own next trajectory, which has been played anyway.
+        value_coeff: weight of ``losses.lpg_value_loss``, mean over the K updates, by which the rule
+            learns to write predictions that tell of the critic's lambda-returns; None for none, as
+            in the paper, where whatever predictions come to mean comes from the policy gradient.
         dist_class: distribution of the actions.
         regularizers: coefficients of ``losses.lpg_regularizer_loss``.
 
     Returns:
         The training. A step's metrics are 0-d: ``loss``, ``reward`` (a step, on the last
         trajectories), ``entropy``, ``prediction_entropy``, ``pi_hat_square``, ``y_hat_square``,
-        ``value_loss``, ``gradient_norm`` and ``age``, means over the tasks whose numbers are
+        ``value_loss``, ``gradient_norm`` and ``age``, with ``value_coeff`` ``value_explained``,
+        means over the tasks whose numbers are
         finite, and ``bad`` bool ``[n_tasks]`` of all groups in their order, which says whose are
         not.
 
@@ -131,7 +136,7 @@ def lpg_training(
         state, trajectories = live(agent["level"], agent, key, **options)
         judge = partial(_judge, population, length, gamma, lmbda, validation, dist_class)
         loss, after, metrics = judge(
-            regularizers, state, trajectories, rng.fold_in(key, "validation")
+            value_coeff, regularizers, state, trajectories, rng.fold_in(key, "validation")
         )
         return loss, (detach(after), metrics)
 
@@ -217,6 +222,7 @@ def _judge(
     lmbda: float | Tensor,
     validation: str,
     dist_class: Any,
+    value_coeff: float | Tensor | None,
     regularizers: dict[str, Any],
     state: TensorDict,
     trajectories: list[TensorDict],
@@ -237,17 +243,17 @@ def _judge(
         dist_class,
     )
     critic = state["critic"]
-    value_losses, advantages = [], []
+    value_losses, valued = [], []
     for seen in [*trajectories, td]:
-        critic, advantage, value_loss = _update_critic(population, critic, seen, gamma, lmbda)
+        critic, targets, value_loss = _update_critic(population, critic, seen, gamma, lmbda)
         value_losses.append(value_loss)
-        advantages.append(advantage)
+        valued.append(targets)
     outputs = habitat.agent(state["params"], state["buffers"], td)
     later = [*trajectories[1:], outputs]  # of the agent after each update
-    judged = list(zip(later, advantages[1:], strict=True))
+    judged = list(zip(later, valued[1:], strict=True))
     goals = []
-    for played, advantage in judged if validation == "all" else judged[-1:]:
-        made = {**tree.entries(played), "advantage": advantage}
+    for played, targets in judged if validation == "all" else judged[-1:]:
+        made = {**tree.entries(played), "advantage": targets["advantage"]}
         goals.append(losses.policy_gradient_loss(tree.new(made, td.batch_size), dist_class))
     terms = []
     for written, following in zip(trajectories, later, strict=True):
@@ -264,6 +270,13 @@ def _judge(
         name: torch.stack([term[name] for term in terms]).mean()
         for name in ("entropy", "prediction_entropy", "pi_hat_square", "y_hat_square")
     }
+    if value_coeff is not None:
+        told = [
+            _value_loss(played, targets, value_coeff)
+            for played, targets in zip(trajectories, valued[:-1], strict=True)
+        ]
+        loss = loss + torch.stack([losses.total(part) for part in told]).mean()
+        metrics["value_explained"] = torch.stack([part["value_explained"] for part in told]).mean()
     metrics |= {
         "loss": loss,
         "reward": td["next", "reward"].mean(),
@@ -285,14 +298,20 @@ def _judge(
     return loss, tree.new(after), detach(tree.new(metrics))
 
 
+def _value_loss(td: TensorDict, targets: TensorDict, value_coeff: float | Tensor) -> TensorDict:
+    """How well what an agent predicted, when it made a trajectory, tells of the returns."""
+    made = {**tree.entries(td), "value_target": targets["value_target"]}
+    return losses.lpg_value_loss(tree.new(made, td.batch_size), value_coeff=value_coeff)
+
+
 def _update_critic(
     population: Population,
     critic: TensorDict,
     td: TensorDict,
     gamma: float | Tensor,
     lmbda: float | Tensor,
-) -> tuple[TensorDict, Tensor, Tensor]:
-    """One step of the critic on a trajectory, and the normalized advantages from before it."""
+) -> tuple[TensorDict, TensorDict, Tensor]:
+    """One step of the critic on a trajectory, and from before it normalized advantages, returns."""
     data = tree.new({"observation": td["observation"], "next": td["next"]}, td.batch_size)
     data = detach(data)
     none = tree.new({})
@@ -308,4 +327,4 @@ def _update_critic(
         slope, critic["optimizer"], critic["params"]
     )
     after = {"params": apply_updates(critic["params"], updates), "optimizer": moments}
-    return tree.new(after), targets["advantage"], value_loss
+    return tree.new(after), targets, value_loss

@@ -1,7 +1,8 @@
 """Rows of ``losses/meta.py``."""
 
 from losses import add_advantage
-from tests.contract.case import Reducer, advantaged, trajectory
+from paramtree import tree
+from tests.contract.case import Reducer, advantaged, draw, trajectory
 
 REGULARIZERS = {
     "policy_entropy_coeff": 0.3,
@@ -29,6 +30,13 @@ ROWS = [
         lambda: advantaged(2, 5),
         ("logits", "prediction"),
         REGULARIZERS,
+    ),
+    Reducer(
+        "lpg_value_loss",
+        lambda: tree.replace(advantaged(2, 5), {"prediction_embedding": draw("embedding", 2, 5)}),
+        ("prediction_embedding",),
+        {"value_coeff": 0.3, "eps": 0.01},
+        per_step=False,
     ),
     Reducer(
         "mgrl_outer_loss",

@@ -1,4 +1,5 @@
 # pyright: reportArgumentType=false, reportCallIssue=false
+import numpy as np
 import pytest
 import torch
 from torch.func import grad, vmap
@@ -10,10 +11,12 @@ from losses import (
     lpg_agent_loss,
     lpg_meta_loss,
     lpg_regularizer_loss,
+    lpg_value_loss,
     mgrl_outer_loss,
     policy_gradient_loss,
     total,
 )
+from paramtree import rng
 from tests.oracles import returns_numpy as oracle
 
 REDUCERS = [lpg_agent_loss, lpg_meta_loss, lpg_regularizer_loss]
@@ -364,3 +367,46 @@ def test_reference_discounts_are_data(trajectory, central):
 def test_bad_input_of_the_outer_loss(trajectory, change, hyper, text):
     with pytest.raises(ValueError, match=f"^mgrl_outer_loss: .*{text}"):
         mgrl_outer_loss(change(trajectory(2)), **hyper)
+
+
+@pytest.fixture
+def valued(trajectory):
+    """A trajectory with returns and an embedding that tells something of them."""
+    td = trajectory(4)
+    returns = 5 * td["state_value"].sin() - 2
+    noise = rng.normal(rng.key(0), td.batch_size, dtype=torch.float64)
+    return td.set("value_target", returns).set("prediction_embedding", 1 - 0.1 * returns + noise)
+
+
+def test_value_loss_is_what_a_straight_line_leaves(valued):
+    x, z = (valued[key].flatten().numpy() for key in ("prediction_embedding", "value_target"))
+    slope, offset = np.polyfit(x, z, 1)
+    left = (z - slope * x - offset) ** 2 / z.var()
+    out = lpg_value_loss(valued, value_coeff=0.7, eps=0.0)
+    assert_close(out["loss_value"].item(), 0.7 * left.mean())
+    assert_close(out["value_explained"].item(), np.corrcoef(x, z)[0, 1] ** 2)
+    steps = lpg_value_loss(valued, value_coeff=0.7, eps=0.0, reduction="none")["loss_value"]
+    assert_close(steps.flatten().numpy(), 0.7 * left)
+
+
+def test_value_loss_knows_no_scale_and_no_steps_of_the_mask(valued):
+    whole = lpg_value_loss(valued, eps=0.0)
+    other = valued.clone()
+    other["value_target"] = 3 - 100 * valued["value_target"]
+    other["prediction_embedding"] = 0.001 * valued["prediction_embedding"] + 7
+    assert_close(lpg_value_loss(other, eps=0.0), whole)
+    mask = torch.tensor([True, False, True, True])[:, None].expand(valued.batch_size)
+    other = valued.clone().set("mask", mask)
+    other["value_target"][1] = torch.nan
+    assert_close(lpg_value_loss(other), lpg_value_loss(valued[[0, 2, 3]]))
+
+
+def test_value_loss_of_an_embedding_that_tells_nothing_pulls_nowhere(valued):
+    still = torch.zeros(valued.batch_size, dtype=torch.float64)
+
+    def loss(x):
+        return total(lpg_value_loss(valued.copy().set("prediction_embedding", x), value_coeff=1.0))
+
+    assert_close(loss(still).item(), 1.0, atol=1e-6, rtol=0)
+    assert_close(grad(loss)(still), still)
+    assert lpg_value_loss(valued.copy().set("value_target", still))["loss_value"] == 0.0

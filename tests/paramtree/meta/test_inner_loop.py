@@ -367,6 +367,27 @@ def test_bad_network_input():
         lpg_network(cell="rnn")
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_network_begins_as_flax_has_it(cell):
+    options: dict = {"cell": cell, "n_embedding": 40, "initialization": "flax"}
+    params, _ = lpg_network(30, 64, **options).init(rng.key(0))
+    for path in tree.paths(params):
+        if "bias" in path[-1] or path[0] == "pi_hat":
+            assert (params[path] == 0).all()
+    for name, inputs in (("embedding.linear_0", 30), ("embedding.linear_1", 40), ("y_hat", 64)):
+        weight = params[(*name.split("."), "weight")]
+        assert weight.std().item() == pytest.approx(inputs**-0.5, rel=0.2)
+        assert weight.abs().max() < 2.3 * inputs**-0.5  # of a truncated normal
+    assert params[cell, "weight_ih"].std().item() == pytest.approx(6**-0.5, rel=0.1)
+    for gate in params[cell, "weight_hh"].split(64):
+        assert torch.allclose(gate @ gate.mT, torch.eye(64), atol=1e-5)
+    large, _ = lpg_network(30, 64, y_hat_scale=5.0, **options).init(rng.key(0))
+    assert torch.allclose(large["y_hat", "weight"], 5 * params["y_hat", "weight"])
+    assert torch.equal(large[cell, "weight_hh"], params[cell, "weight_hh"])
+    with pytest.raises(ValueError, match="initialization is 'jax', expected one of torch, flax"):
+        lpg_network(initialization="jax")  # pyright: ignore[reportArgumentType]
+
+
 def test_the_network_reads_backward_and_stops_at_the_end_of_an_episode():
     network = lpg_network(4, 5, cell="gru", gamma_input=False)
     params, buffers = network.init(rng.key(0))

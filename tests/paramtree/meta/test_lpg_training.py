@@ -53,9 +53,9 @@ def test_a_step_is_a_pure_function_of_one_tree():
     )
 
 
-@pytest.mark.parametrize("validation", ["last", "all"])
-def test_the_meta_gradient_is_that_of_the_loss(validation):
-    train = training(optim.sgd(1.0), full_stop=False, validation=validation)
+@pytest.mark.parametrize("options", [{}, {"validation": "all"}, {"value_coeff": 0.5}], ids=str)
+def test_the_meta_gradient_is_that_of_the_loss(options):
+    train = training(optim.sgd(1.0), full_stop=False, **options)
     state = double(train.init(rng.key(0)))
     head = rng.normal(rng.key(11), (1, 6), dtype=torch.float64)  # which begins at zero
     state = tree.replace(state, {"rule.pi_hat.weight": head})
@@ -78,6 +78,18 @@ def test_the_meta_gradient_is_that_of_the_loss(validation):
             ends.append(float(train.step(moved)[1]["loss"]))
         central = (ends[0] - ends[1]) / 2e-5
         assert float((slope[path] * direction).sum()) == pytest.approx(central, rel=1e-4, abs=1e-9)
+
+
+def test_what_predictions_leave_unexplained_is_added():
+    plain, asked = training(), training(value_coeff=0.5)
+    state = double(plain.init(rng.key(0)))
+    (_, without), (_, metrics) = plain.step(state), asked.step(state)
+    assert "value_explained" not in without.keys() and 0 < metrics["value_explained"] < 1
+    added = 0.5 * (1 - metrics["value_explained"])
+    assert torch.allclose(metrics["loss"] - without["loss"], added, atol=1e-3)  # eps in variances
+    exact = {name: x for name, x in tree.entries(metrics).items() if name in without.keys()}
+    rest = ("bad", "loss", "gradient_norm")
+    assert all(torch.equal(x, without[name]) for name, x in exact.items() if name not in rest)
 
 
 def test_groups_and_chunks():
