@@ -1,15 +1,17 @@
 """Does it help a rule to know how long a life it has? TA-LPG against LPG at short and long lives.
 
 Both rules have the same network, but that one is told of the agent's age and lifetime, and both are
-trained alike, by evolution strategies over whole lives whose lengths are drawn log-uniformly, or by
-the gradient through K updates. Then both lead lives of fixed lengths on the same held-out levels
-with the same random numbers. What counts is the mean reward per step over the last fifth of a life,
-and over all of it; intervals are at 95%, over meta-seeds and levels.
+trained alike on lives whose lengths are drawn log-uniformly: by the gradient through K updates, as
+``paramtree lpg --preset demo`` has it, or by evolution strategies over whole lives. Then both lead
+lives of fixed lengths on the same held-out levels with the same random numbers. What counts is the
+mean reward per step over the last fifth of a life, and over all of it; intervals are at 95%, over
+meta-seeds and levels.
 
 A training goes on where its last checkpoint is, and what has been measured isn't measured again:
 runs/ta_lpg/ holds checkpoints and curves, results/ta_lpg.json the numbers of each level and seed.
 
-    python tests/benchmarks/ta_lpg.py --seeds 3 --steps 100
+    python tests/benchmarks/ta_lpg.py
+    python tests/benchmarks/ta_lpg.py --method es --workers 8 --average 0 --out runs/ta_lpg_es
     python tests/benchmarks/ta_lpg.py --quick
 """
 
@@ -28,8 +30,10 @@ from torch import Tensor
 
 from paramtree import optim, rng
 from paramtree.checkpoint import load, save
+from paramtree.cli.options import PRESETS
 from paramtree.envs import level_distribution
 from paramtree.meta import (
+    Population,
     Training,
     UpdateRule,
     es_training,
@@ -40,6 +44,12 @@ from paramtree.meta import (
     reward_curve,
 )
 
+REGULARIZERS = (
+    "policy_entropy_coeff",
+    "prediction_entropy_coeff",
+    "pi_hat_coeff",
+    "y_hat_coeff",
+)
 RULES = {"lpg": False, "ta_lpg": True}
 RESULT = Path(__file__).parent / "results" / "ta_lpg.json"
 QUICK = {
@@ -65,24 +75,39 @@ def rule_of(options: argparse.Namespace, name: str) -> UpdateRule:
         lifetime_input=RULES[name],
         activation=torch.relu,
     )
-    return lpg_rule(network)
+    demo = PRESETS["demo"]
+    return lpg_rule(
+        network,
+        prediction_coeff=demo.agents.prediction_coeff,
+        full_stop=demo.network.full_stop,
+    )
+
+
+def population_of(options: argparse.Namespace, n: int, workers: int) -> Population:
+    """Agents with the demo's rates, and lives of any of the lengths."""
+    return lpg_population(
+        level_distribution(options.world),
+        n,
+        n_prediction=options.prediction,
+        workers=workers,
+        lifetime=(options.born[0], options.born[1]),
+        actor_rate=options.actor_rate,
+        prediction_rate=options.prediction_rate,
+    )
 
 
 def training_of(options: argparse.Namespace, name: str) -> Training:
     """Its training."""
-    lifetime = (options.born[0], options.born[1])
-    population = lpg_population(
-        level_distribution(options.world),
-        options.tasks,
-        n_prediction=options.prediction,
-        workers=options.workers,
-        lifetime=lifetime,
-    )
+    population = population_of(options, options.tasks, options.workers)
     groups, rule = {options.world: population}, rule_of(options, name)
     more: dict[str, Any] = {"length": options.length, "average": options.average}
     if options.method == "gradient":
         rate = 1e-3 if options.rate is None else options.rate
-        return lpg_training(rule, groups, optim.adam(rate), **more)
+        demo = PRESETS["demo"].objective
+        names = ("gamma", "lmbda", "task_clip", "validation", *REGULARIZERS)
+        more |= {name: getattr(demo, name) for name in names}
+        descent = optim.adam(optim.exponential_decay(rate, 1, demo.meta_decay))
+        return lpg_training(rule, groups, descent, **more)
     rate = 0.05 if options.rate is None else options.rate
     descent = optim.adam(optim.exponential_decay(rate, 1, 0.999, end=1e-5))
     return es_training(rule, groups, descent, sigma=options.sigma, score=options.score, **more)
@@ -118,9 +143,7 @@ def measured(
     """Rewards of lives of one length on the held-out levels."""
     world, key = level_distribution(options.world), rng.fold_in(rng.key(0), "held out")
     levels = world.sample(rng.split(rng.fold_in(key, "levels"), options.levels))
-    population = lpg_population(
-        world, options.levels, n_prediction=options.prediction, workers=options.eval_workers
-    )
+    population = population_of(options, options.levels, options.eval_workers)
     with Progress(disable=not sys.stderr.isatty()) as bars:
         task = bars.add_task(f"{updates} updates", total=updates)
 
@@ -194,19 +217,21 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--world", default="small")
-    add("--method", choices=["es", "gradient"], default="es")
+    add("--method", choices=["es", "gradient"], default="gradient")
     add("--seeds", type=int, default=3)
-    add("--steps", type=int, default=100)
-    add("--tasks", type=int, default=48, help="agents, or pairs of them")
-    add("--workers", type=int, default=8)
+    add("--steps", type=int, default=200)
+    add("--tasks", type=int, default=64, help="agents, or pairs of them")
+    add("--workers", type=int, default=16)
     add("--length", type=int, default=20)
-    add("--hidden", type=int, default=16)
+    add("--hidden", type=int, default=32)
     add("--prediction", type=int, default=8)
+    add("--actor-rate", type=float, default=800.0)
+    add("--prediction-rate", type=float, default=30.0)
     add("--born", type=int, nargs=2, default=[50, 1000], help="bounds of lifetimes in training")
     add("--rate", type=float, help="default: 0.05 with decay, or 1e-3 for the gradient")
     add("--sigma", type=float, default=0.1)
     add("--score", choices=["final", "lifetime", "return"], default="final")
-    add("--average", type=float, default=0.0)
+    add("--average", type=float, default=0.98)
     add("--lifetimes", type=int, nargs="+", default=[50, 250, 1000], help="measured")
     add("--levels", type=int, default=64, help="held out")
     add("--eval-workers", type=int, default=16)
