@@ -16,7 +16,7 @@ from ._check import check_alike, check_divisor, check_float, check_hyper, check_
 def mpo_weights(action_value_samples: Tensor, temperature: float | Tensor) -> Tensor:
     """Weights of sampled actions, the E-step of MPO.
 
-        w_s = exp(Q(s, a_s) / eta) / sum_s' exp(Q(s, a_s') / eta)
+        w_s = exp(Q(s, a_s) / eta) / sum_{s'} exp(Q(s, a_{s'}) / eta)
 
     Args:
         action_value_samples: ``[..., S]`` float.
@@ -73,7 +73,7 @@ def vmpo_weights(
 ) -> Tensor:
     """Weights of steps, the E-step of V-MPO: the better half of a batch, by its advantages.
 
-        w_t = rho_t exp(A_t / eta) / sum_t' rho_t' exp(A_t' / eta)    over the top k steps, else 0
+        w_t = rho_t exp(A_t / eta) / sum_u rho_u exp(A_u / eta)    over the top k steps, else 0
 
     k is the largest number that is at most ``top_k_fraction`` of the steps of the mask, and at
     least 1; ties with the last of them are in. Which steps are in is locally constant.

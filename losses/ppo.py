@@ -291,8 +291,8 @@ def discovered_policy_loss(
     """Discovered policy optimization: a smooth drift, found by meta-learning, for PPO's clip.
 
         loss_objective = -(r_t A_t - drift_t)
-        drift_t = relu((r_t - 1) A_t - alpha tanh((r_t - 1) A_t / alpha)) if A_t >= 0
-                  relu(l_t A_t - beta tanh(l_t A_t / beta))               else
+        drift_t = relu((r_t - 1) A_t - alpha tanh((r_t - 1) A_t / alpha)) if A_t >= 0, else
+                  relu(l_t A_t - beta tanh(l_t A_t / beta))
 
     The other terms are those of ``ppo_loss``, and so are stops and diagnostics. The paper and
     purejaxrl normalize the advantages; here that is ``normalize_advantage``.

@@ -120,10 +120,11 @@ def test_mathjax_reads_every_formula(site):
     assert node(script, folder / "formulas.json", mathjax) == [r"\nonsense{y}", "x_{"]
 
 
-def test_no_formula_is_left_as_text(site):
+def test_no_formula_and_no_code_is_left_as_text(site):
     _, pages = site
     for path, page in pages.items():
         assert not re.search(r"\$\\|\\mathtt|\\begin", page.words), path
+        assert "`" not in page.words, path
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from importlib.resources import files
 
 import nbformat
 import pytest
@@ -57,6 +58,9 @@ def test_a_notebook_is_kept_as_it_ran(path):
     assert not any(output.output_type == "error" for output in outputs(notebook))
     assert not any(output.get("name") == "stderr" for output in outputs(notebook))
     assert not [text for text in texts(notebook) if BY_CHANCE.search(text)]
+    pages = [text for text in texts(notebook) if 'class="pt-view"' in text]
+    for asset in ("page.js", "page.css"):  # of today: make notebooks writes it
+        assert all(files("paramtree.display").joinpath(asset).read_text() in page for page in pages)
 
 
 def texts(notebook):

@@ -1,11 +1,10 @@
 """``%load_ext paramtree``: every TensorDict in IPython shows itself."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from tensordict import TensorDictBase
 
-from .view import View, called, show
+from .view import called, show
 
 
 def load_ipython_extension(ipython: Any) -> None:
@@ -14,17 +13,16 @@ def load_ipython_extension(ipython: Any) -> None:
     Args:
         ipython: the shell.
     """
-    formatters = ipython.display_formatter.formatters
+    formatter = ipython.display_formatter
 
-    def view(tree: TensorDictBase) -> View:
-        space: Mapping[str, Any] = ipython.user_ns
-        return show(tree, name=called(tree, space))
+    def bundle(tree: TensorDictBase) -> dict[str, str]:
+        view = show(tree, name=called(tree, ipython.user_ns))
+        texts = {"text/plain": str(view)}
+        if formatter.formatters["text/html"].enabled:  # a terminal has no use for it
+            texts["text/html"] = view.html
+        return texts
 
-    def text(tree: TensorDictBase, printer: Any, cycle: bool) -> None:
-        printer.text(str(view(tree)))
-
-    formatters["text/html"].for_type(TensorDictBase, lambda tree: view(tree).html)
-    formatters["text/plain"].for_type(TensorDictBase, text)
+    formatter.mimebundle_formatter.for_type(TensorDictBase, bundle)
 
 
 def unload_ipython_extension(ipython: Any) -> None:
@@ -33,5 +31,4 @@ def unload_ipython_extension(ipython: Any) -> None:
     Args:
         ipython: the shell.
     """
-    for kind in ("text/html", "text/plain"):
-        ipython.display_formatter.formatters[kind].pop(TensorDictBase, None)
+    ipython.display_formatter.mimebundle_formatter.pop(TensorDictBase, None)

@@ -14,8 +14,8 @@ function make(tag, attributes, ...children) {
 function number(x) {
   const size = Math.abs(x);
   if (Number.isNaN(x)) return "nan";
-  if (size >= 1e3 && size < 1e6) return x.toLocaleString("en", {maximumFractionDigits: 0});
-  if (size >= 1e6 || (size && size < 1e-4)) return x.toExponential(2).replace(/\.?0*e\+?/, "e");
+  if (size >= 999.5 && size < 999999.5) return x.toLocaleString("en", {maximumFractionDigits: 0});
+  if (size >= 999999.5 || (size && size < 1e-4)) return x.toExponential(2).replace(/\.?0*e\+?/, "e");
   return String(Number(x.toPrecision(3)));
 }
 const percent = x => (x === 0 || x >= .0995 ? Math.round(100 * x) : Number((100 * x).toPrecision(2))) + "%";
@@ -118,7 +118,8 @@ function start(root) {
   }
   const brief = s => s.seen === s.nan + s.infinite ? "nothing finite" : s.seen === 1 ? number(s.mean)
     : number(s.mean) + " ± " + number(s.spread);
-  const long = s => `min ${number(s.low)} · max ${number(s.high)} · zeros ${s.zeros ? s.zeros + " (" + percent(s.zeros / s.seen) + ")" : "0%"}`;
+  const long = (s, sampled) => (Number.isNaN(s.low) ? "" : `min ${number(s.low)} · max ${number(s.high)} · `)
+    + "zeros " + (sampled || !s.zeros ? percent(s.zeros / s.seen) : `${s.zeros} (${percent(s.zeros / s.seen)})`) + (sampled ? " · of a sample" : "");
   const marks = s => [[s.nan, "NaN"], [s.infinite, "infinite"]].filter(([n]) => n).map(([n, what]) => `⚠ ${n} ${what}`).join(" ");
 
   function bars(heights, kind) {
@@ -151,7 +152,7 @@ function start(root) {
     copy.innerHTML = '<svg width="11" height="11" viewBox="0 0 11 11" fill="none" stroke="currentColor" aria-hidden="true"><path d="M3.5 3.5h7v7h-7zM7.5 3V.5h-7v7H3"/></svg>';
     li.prepend(copy);
     if (!group) {
-      li.kept = {shape: cells[0], size: cells[3], mean: cells[5] || "", bars: heights(cells[6] || ""), texts: [...li.querySelectorAll(":scope>details>p")].map(p => p.textContent)};
+      li.kept = {shape: cells[0], size: cells[3], mean: cells[5] || "", sampled: (cells[5] || "").includes("≈"), bars: heights(cells[6] || ""), texts: [...li.querySelectorAll(":scope>details>p")].map(p => p.textContent)};
       tell(li);
     } else addAxes(li, li.querySelector(":scope>details>ul"), summary);
   }
@@ -161,13 +162,13 @@ function start(root) {
     const all = panes.map((_, i) => record(li, i)), s = all[0], given = all.filter(Boolean);
     const at = indices(li), picked = at.filter(([, i]) => i >= 0);
     const [shape, , , size] = summary.querySelectorAll(":scope>span");
-    const dims = kept.shape.includes("→") ? null : JSON.parse(kept.shape);
-    if (dims && picked.length) {
+    const dims = kept.shape.includes("→") || !picked.length ? null : JSON.parse(kept.shape), about = kept.sampled ? "≈ " : "";
+    if (dims) {
       const left = [...at.flatMap(([, i], k) => i < 0 ? [dims[k]] : []), ...dims.slice(at.length)];
       shape.textContent = "[" + left.join(", ") + "]";
       size.textContent = left.reduce((a, n) => a * n, 1).toLocaleString("en");
     } else { shape.textContent = kept.shape; size.textContent = kept.size; }
-    summary.querySelector(".pt-mean").textContent = s ? all.slice(0, names.length).filter(Boolean).map(brief).join(" → ") : kept.mean;
+    summary.querySelector(".pt-mean").textContent = s ? all.slice(0, names.length).filter(Boolean).map(r => about + brief(r)).join(" → ") : kept.mean;
     if (names.length === 1) summary.querySelector(".pt-spark").replaceChildren(bars(s ? s.bars : kept.bars, "pt-bars"));
     const loud = summary.querySelector("strong");
     if (li.dataset.i && loud) {
@@ -177,8 +178,9 @@ function start(root) {
       loud.hidden = !now;
     }
     li.querySelectorAll(":scope>details>p").forEach((p, i) => {
-      const label = kept.texts[i].split(": mean ")[0], k = Math.max(0, panes.indexOf(label)), t = all[k];
-      p.textContent = t ? (panes.length > 1 ? `${label}: mean ${number(t.mean)} · spread ${number(t.spread)} · ` : "") + long(t) : kept.texts[i];
+      const found = panes.findIndex(pane => pane && kept.texts[i].startsWith(pane + ": ")), t = all[Math.max(0, found)];
+      const mean = t && !Number.isNaN(t.mean) ? `mean ${number(t.mean)} · spread ${number(t.spread)} · ` : "";
+      p.textContent = t ? (panes.length > 1 ? `${panes[found] ?? "both"}: ${mean}` : "") + long(t, kept.sampled) : kept.texts[i];
     });
     if (li.querySelector(":scope>details").open) body(li);
   }
@@ -227,7 +229,7 @@ function start(root) {
     box.append(make("div", {}, make("button", {type: "button", class: "pt-code", "aria-label": "Copy the path " + text, title: "Copy the path"}, text)));
     const s = record(li, 0), shape = s ? s.bars : li.kept.bars;
     if (shape.length) box.append(make("figure", {}, bars(shape, "pt-bars pt-hist"),
-      make("figcaption", {}, `${panes[0] ? panes[0] + ": " : ""}histogram from min to max`)));
+      make("figcaption", {}, `${panes[0] ? panes[0] + ": " : ""}histogram from min to max${li.kept.sampled ? " of a sample" : ""}`)));
     JSON.parse(li.dataset.p || "[]").forEach((p, i) => { if (p) box.append(heat(p, li, panes[i])); });
     details.append(box);
   }

@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import struct
+import unicodedata
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -38,8 +39,9 @@ def page(readout: Readout) -> str:
     code = escape(json.dumps(readout.names))
     out = [
         f'<div class="pt-view" role="group" aria-label="tree {name}" data-names="{code}" '
-        f'data-lm-suppress-shortcuts="true"{_axes(root, (), readout)}><style>{_asset("page.css")}'
-        f"</style><p class=pt-head><b>{name}</b> · {escape(title(readout))}"
+        f'data-lm-suppress-shortcuts="true"{_axes(root, (), readout)}><meta charset=utf-8>'
+        f"<style>{_asset('page.css')}</style>"
+        f"<p class=pt-head><b>{name}</b> · {escape(title(readout))}"
     ]
     marks = words(root, readout).marks if root.kind != "leaf" else ""
     out.append(f" <strong>{escape(marks)}</strong></p>" if marks else "</p>")
@@ -88,7 +90,8 @@ def _row(node: Node, parent: Node, readout: Readout) -> str:
     told = words(node, readout)
     step = ' data-n="&quot;&quot;" data-c="&quot;&quot;"' if node is parent else _step(node, parent)
     name = readout.names[0] if node is parent else shown_name(node.name)
-    label = f"<b>{escape(name)}</b>"
+    way = " dir=auto" if any(unicodedata.bidirectional(c) in ("R", "AL") for c in name) else ""
+    label = f"<b{way}>{escape(name)}</b>"
     if node.kind == "other":
         return f"<li class=pt-other{step}>{label} · {escape(told.value)}"
     cells = [cell for cell in told[:7] if cell]
@@ -117,7 +120,8 @@ def _details(node: Node, shown: Shown, readout: Readout) -> str:
     sizes = [side.size if side else 0 for side in node.sides]
     for label, s, size in zip(labels, shown.panes, (*sizes, sizes[0]), strict=False):
         if s is not None:
-            mean = f"mean {number(s.mean)} · spread {number(s.spread)} · " if s.seen else ""
+            told = s.seen and not math.isnan(s.mean)
+            mean = f"mean {number(s.mean)} · spread {number(s.spread)} · " if told else ""
             rows.append(f"<p>{escape(label)}: {mean}{escape(details(s, size))}")
     return "".join(rows) or "<p>no values"
 

@@ -10,6 +10,7 @@ from tensordict import LazyStackedTensorDict, TensorDictBase, is_non_tensor
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 
 from .. import tree
 
@@ -88,7 +89,10 @@ def read(nest: Any, name: Any = None) -> Node:
         The root.
     """
     if isinstance(nest, Tensor):
-        side = _side(nest)
+        try:
+            side = _side(nest)
+        except RuntimeError:  # a nested tensor, or a parameter that isn't initialized
+            return Node(name, "other", text=f"{type(nest).__name__} without a shape")
         return Node(name, "leaf", sides=(side,), leaves=1, size=side.size, bytes=side.bytes)
     subtree = tree.as_tree(nest)
     if subtree is not None:
@@ -131,6 +135,8 @@ def join(left: Node, right: Node) -> Node:
             left.name, "leaf", sides=sides, leaves=1, size=size, bytes=max(left.bytes, right.bytes)
         )
     node = Node(left.name, left.kind, left.batch, left.axes, notes=left.notes)
+    if left.batch != right.batch:
+        node.notes.append(f"batch {list(right.batch)} in the other")
     others = {child.name: child for child in right.children}
     for child in left.children:
         other = others.get(child.name)
@@ -195,6 +201,7 @@ def _told(value: Any) -> str:
         text = " ".join(repr(value).split())
     except Exception as error:  # noqa: BLE001 (whatever a stranger's __repr__ raises)
         text = f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+    text = "".join([c if c.isprintable() else repr(c)[1:-1] for c in text[:81]])
     return text if len(text) <= 80 else text[:79] + "…"
 
 
@@ -224,6 +231,6 @@ def _side(x: Tensor) -> Side:
         notes.append("no values")
         return Side(shape, *told, None, notes)
     if x.layout != torch.strided or x.is_quantized:
-        notes.append(str(x.layout).removeprefix("torch."))
+        notes.append("quantized" if x.is_quantized else str(x.layout).removeprefix("torch."))
         return Side(shape, *told, None, notes)
-    return Side(shape, *told, values, notes, mapped)
+    return Side(shape, *told, forward_ad.unpack_dual(values).primal, notes, mapped)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .pictures import Picture, cells, pictures
 from .reading import Node
-from .statistics import ENTRIES, SCANNED, Statistics, sample, scan, share, statistics
+from .statistics import ENTRIES, SCANNED, Statistics, distinct, sample, scan, share, statistics
 
 HTML = 2_600_000  # bytes that a page may take, about
 _ROW = 260  # bytes of one line, about
@@ -30,7 +30,7 @@ class Shown(NamedTuple):
         records: statistics for each pane and index, "all" being the first index of each axis.
         pictures: heat maps for each pane.
         change: norm of the difference over that of the left one; None without a difference.
-        same: whether two sides are equal throughout.
+        same: whether two sides are equal throughout; None where nothing can be compared.
         trouble: why there are no statistics, where that isn't plain.
     """
 
@@ -39,7 +39,7 @@ class Shown(NamedTuple):
     records: tuple[list[Statistics], ...] = ()
     pictures: tuple[Picture | None, ...] = ()
     change: float | None = None
-    same: bool = False
+    same: bool | None = False
     trouble: str = ""
 
 
@@ -102,7 +102,7 @@ def _read_out(root: Node, names: tuple[str, ...]) -> Readout:
             s = whole[k]
             if x is None or s is None or s.seen == x.numel():
                 continue
-            scanned += x.numel()
+            scanned += distinct(x).numel()
             ends = scan(x) if scanned <= SCANNED else None
             unscanned += ends is None and (x.is_floating_point() or x.is_complex())
             whole[k] = _scanned(s, ends)
@@ -205,13 +205,13 @@ def _scanned(found: Statistics, ends: tuple[float, float, int, int] | None) -> S
     return found._replace(low=low, high=high, nan=nan, infinite=infinite)
 
 
-def _same(node: Node, pair: list[Tensor | None], difference: Tensor | None) -> bool:
+def _same(node: Node, pair: list[Tensor | None], difference: Tensor | None) -> bool | None:
     left, right = node.sides
     if left is None or right is None or (left.shape, left.dtype) != (right.shape, right.dtype):
         return False
     x, y = pair
     if x is None or y is None:
-        return x is y
+        return None
     if difference is not None and bool((difference[difference.isfinite()] != 0).any()):
         return False
     if x.data_ptr() == y.data_ptr() and x.stride() == y.stride() and x.device == y.device:
@@ -220,7 +220,11 @@ def _same(node: Node, pair: list[Tensor | None], difference: Tensor | None) -> b
     try:
         return bool(((x == y) | ((x != x) & (y != y))).all())
     except RuntimeError:  # such as float8: its bytes say it
+        pass
+    try:
         return torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+    except RuntimeError:
+        return None
 
 
 def _change(left: Tensor | None, difference: Tensor | None) -> float | None:
@@ -228,8 +232,11 @@ def _change(left: Tensor | None, difference: Tensor | None) -> float | None:
     if left is None or difference is None:
         return None
     finite = difference.isfinite()
-    before, after = left[finite].norm().item(), difference[finite].norm().item()
-    return after / before if before else None
+    scale = left[finite].abs().amax().item() if finite.any() else 0.0  # squares stay in range
+    if not scale:
+        return None
+    before, after = ((x[finite] / scale).norm().item() for x in (left, difference))
+    return after / before if math.isfinite(after) else None
 
 
 def _pictures(

@@ -95,6 +95,18 @@ def sample(x: Tensor, rows: Sequence[int], most: int) -> Tensor:
     return taken.to(device="cpu", dtype=torch.complex128 if x.is_complex() else torch.float64)
 
 
+def distinct(x: Tensor) -> Tensor:
+    """One of the equal rows along each axis that ``expand`` has made.
+
+    Args:
+        x: the tensor.
+
+    Returns:
+        A view of it.
+    """
+    return x[tuple(slice(0, 1) if s == 0 else slice(None) for s in x.stride())]
+
+
 def scan(x: Tensor) -> tuple[float, float, int, int] | None:
     """Smallest and largest finite entry, and how many NaNs and infinities, of all entries.
 
@@ -102,12 +114,12 @@ def scan(x: Tensor) -> tuple[float, float, int, int] | None:
         x: the tensor, not empty.
 
     Returns:
-        ``(low, high, nan, infinite)``; None where torch can't say for this dtype.
+        ``(low, high, nan, infinite)``, low and high NaN where nothing is finite; None where torch
+        can't say for this dtype.
     """
-    copies = 1
-    if 0 in x.stride():  # an expanded tensor: one of its equal rows is enough
-        copies = math.prod(n for n, s in zip(x.shape, x.stride(), strict=True) if s == 0)
-        x = x[tuple(slice(0, 1) if s == 0 else slice(None) for s in x.stride())]
+    n = x.numel()
+    x = distinct(x)
+    copies = n // x.numel()
     if not x.is_complex():
         try:
             low, high = (v.item() for v in torch.aminmax(x))
@@ -124,6 +136,8 @@ def scan(x: Tensor) -> tuple[float, float, int, int] | None:
         if finite.numel():
             ends = torch.aminmax(finite)
             low, high = min(low, ends.min.item()), max(high, ends.max.item())
+    if low > high:
+        low = high = math.nan
     return low, high, nan * copies, infinite * copies
 
 

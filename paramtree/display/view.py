@@ -35,14 +35,16 @@ class View:
 
     def __str__(self) -> str:
         width = shutil.get_terminal_size((100, 24)).columns
-        return "\n".join("".join(text for text, _ in line) for line in lines(self._readout, width))
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        rows = lines(self._readout, width, encoding)
+        return "\n".join("".join(text for text, _ in line) for line in rows)
 
     __repr__ = __str__
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.text import Text  # rich asks for it, so it's there
 
-        for line in lines(self._readout, options.max_width):
+        for line in lines(self._readout, options.max_width, options.encoding):
             yield Text.assemble(*line, no_wrap=True, overflow="ellipsis")
 
 
@@ -74,7 +76,10 @@ def show(first: Any, second: Any = None, *, name: str | None = None) -> View:
 
     Raises:
         TypeError: an argument is of another kind.
+        ValueError: a nest is deeper than Python can follow, or holds itself.
     """
+    if not isinstance(name, str | None):
+        raise TypeError(f"show: name is a {type(name).__name__}, expected a text")
     names = []
     space = sys._getframe(1).f_globals  # a notebook's variables
     for argument, nest in (("first", first), ("second", second)):
@@ -89,18 +94,24 @@ def show(first: Any, second: Any = None, *, name: str | None = None) -> View:
                 )
         names.append(called(nest, space))
     names[0] = name or names[0]
-    root = read(first)
-    if isinstance(first, TensorDictBase) and first.is_locked:
-        root.notes.append("locked")
     if len(names) == 2 and isinstance(first, Tensor) != isinstance(second, Tensor):
         kinds = f"a {type(first).__name__} and a {type(second).__name__}"
         raise TypeError(f"show: first and second are {kinds}, expected two trees or two tensors")
-    if len(names) == 1:
-        return View(read_out(root, (names[0] or "tree",)))
-    left, right = names[0] or "first", names[1] or "second"
-    if left == right:
-        left, right = "first", "second"
-    return View(read_out(join(root, read(second)), (left, right)))
+    try:
+        root = read(first)
+        if isinstance(first, TensorDictBase) and first.is_locked:
+            root.notes.append("locked")
+        if len(names) == 1:
+            return View(read_out(root, (names[0] or "tree",)))
+        left, right = names[0] or "first", names[1] or "second"
+        if left == right:
+            left, right = "first", "second"
+        return View(read_out(join(root, read(second)), (left, right)))
+    except RecursionError:
+        where = "first" if len(names) == 1 else "first or second"
+        raise ValueError(
+            f"show: {where} is nested too deeply, or holds itself, expected a tree with an end"
+        ) from None
 
 
 def called(value: Any, space: Mapping[str, Any]) -> str | None:

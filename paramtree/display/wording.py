@@ -87,11 +87,13 @@ def _change(node: Node, shown: Shown, names: tuple[str, ...]) -> str:
         return "other shape"
     if left.dtype != right.dtype:
         return "other dtype"
-    if shown.panes[0] is None or shown.panes[1] is None:
-        return ""
+    if shown.same is None:
+        return "not compared"
     if shown.same:
         return "same"
-    return f"differs by {percent(shown.change)}" if shown.change else "differs"
+    difference = shown.panes[2]
+    about = "≈ " if difference and difference.seen < left.size else ""
+    return f"differs by {about}{percent(shown.change)}" if shown.change else "differs"
 
 
 def _marks(shown: Shown, names: tuple[str, ...]) -> Iterator[str]:
@@ -106,7 +108,7 @@ def _numbers(s: Statistics, size: int) -> str:
     if s.seen == 0:
         return "empty"
     if math.isnan(s.mean):
-        return "nothing finite"
+        return "nothing finite" if math.isnan(s.low) else "nothing finite in the sample"
     if s.seen == 1 and s.scanned:
         return number(s.mean)
     about = "≈ " if s.seen < size else ""
@@ -127,7 +129,7 @@ def details(s: Statistics, size: int) -> str:
         return "no entries"
     sampled = s.seen < size
     zeros = percent(s.zeros / s.seen)
-    parts = [f"min {number(s.low)}", f"max {number(s.high)}"]
+    parts = [] if math.isnan(s.low) else [f"min {number(s.low)}", f"max {number(s.high)}"]
     parts.append(f"zeros {zeros}" if sampled or not s.zeros else f"zeros {s.zeros:,} ({zeros})")
     if sampled:
         exact = "" if s.scanned else ", min and max too"
@@ -138,9 +140,9 @@ def details(s: Statistics, size: int) -> str:
 def number(x: float) -> str:
     """Three digits of a number."""
     size = abs(x)
-    if 1000 <= size < 1e6:
+    if 999.5 <= size < 999_999.5:
         return f"{x:,.0f}"
-    if size >= 1e6 or 0 < size < 1e-4:
+    if 999_999.5 <= size < math.inf or 0 < size < 1e-4:
         digits, power = f"{x:.2e}".split("e")
         return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     return f"{x:.3g}"
@@ -183,7 +185,7 @@ def title(readout: Readout) -> str:
         kinds = list(dict.fromkeys(getattr(side, name) for side in sides))
         parts += [", ".join(kinds[:4]) + (" …" if len(kinds) > 4 else "")] if kinds else []
     if len(readout.names) == 2:
-        parts.append(f"{sum(not leaf.same for leaf in readout.shown.values()):,} differ")
+        parts.append(f"{sum(leaf.same is False for leaf in readout.shown.values()):,} differ")
     return " · ".join([*parts, *root.notes])
 
 

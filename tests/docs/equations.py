@@ -123,7 +123,14 @@ class _Row:
         while self.ahead()[:1] in ("_", "^", "'"):
             mark = self.ahead()
             self.at += 1
-            out += mark if mark == "'" else f"{mark}{{{self.script()}}}"
+            if mark == "'" and self.ahead() == "s":
+                self.at += 1
+                out += r"\text{'s}"
+            elif mark == "^" and (both := re.fullmatch(r"([A-Za-z])_(\w+)", self.ahead())):
+                self.at += 1
+                out += f"^{{{both[1]}}}_{{{both[2]}}}"
+            else:
+                out += mark if mark == "'" else f"{mark}{{{self.script()}}}"
         return out
 
     def script(self) -> str:
@@ -205,7 +212,7 @@ def _is_word(row: _Row, token: re.Match) -> bool:
 def _symbol(text: str, is_called: bool) -> str:
     """A name: a letter with its index, a Greek one, a function, or code."""
     base, _, index = text.partition("_")
-    if index.startswith("hat"):
+    if re.fullmatch(r"hat(_\w{1,3})?", index):
         return rf"\hat{{{_letter(base)}}}" + (f"_{{{index[4:]}}}" if index[4:] else "")
     if (len(base) == 1 or base in GREEK) and len(index) < 4:
         upright = rf"\text{{{index}}}" if index in {"inf", "row", "col", "max"} else index

@@ -26,6 +26,7 @@ import pdoc.docstrings
 import pdoc.render
 import pdoc.render_helpers
 import pdoc.search
+from markupsafe import Markup
 
 from tests.docs.blocks import Kind, blocks
 from tests.docs.equations import typeset
@@ -48,7 +49,7 @@ class Name:
     """A public name on a page of a room's contents."""
 
     name: str
-    line: str
+    line: Markup
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Page:
 
     title: str
     url: str
-    line: Any
+    line: Markup
     names: list[Name]
 
 
@@ -156,14 +157,20 @@ class Reference:
                     continue
                 module = self.modules[file]
                 names = [
-                    Name(name, member.docstring.split("\n")[0])
+                    Name(name, first_line(member.docstring))
                     for name, member in module.members.items()
                     if room != "paramtree"
                 ]
                 url = relative(page_of(room), page_of(file))
                 title = file.removeprefix(f"{room}.")
-                found.append(Page(title, url, module.docstring.split("\n")[0], names))
+                found.append(Page(title, url, first_line(module.docstring), names))
         return found
+
+
+def first_line(docstring: str) -> Markup:
+    """What a docstring says in its first line, code set as code."""
+    line = html.escape(docstring.split("\n")[0], quote=False)
+    return Markup(re.sub(r"``(.+?)``|`(.+?)`", r"<code>\1\2</code>", line))
 
 
 def own(module: ModuleType, name: str, value: Any) -> bool:

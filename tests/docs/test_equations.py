@@ -24,6 +24,8 @@ BY_HAND = {
     "mean over tasks of a policy's x": (
         r"\text{mean}\ \text{over}\ \text{tasks}\ \text{of}\ \text{a}\ \text{policy's}\ x"
     ),
+    "pi_hat_coeff pi_hat's logits": r"\mathtt{pi\_hat\_coeff}\,\hat{\pi }\text{'s}\ \text{logits}",
+    "G^k_t, G^{k-1}_{t+1}, sum_{s'} a_{s'}": r"G^{k}_{t}, G^{k-1}_{t+1}, \sum_{s'}\,a_{s'}",
     "h_(t-1) base^(-2i/n) 1e-6": r"h_{t-1}\ \text{base}^{-2i/n}\,10^{-6}",
 }
 

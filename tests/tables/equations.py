@@ -22,7 +22,7 @@ def rows(name: str) -> list[str]:
         margin = min((len(x) - len(x.lstrip()) for x in lines if x.strip()), default=0)
         for line in (line[margin:] for line in lines if line.strip()):
             if line.startswith(" "):
-                found[-1] += f" {line.strip()}"
+                found[-1] += f" {line.strip().rstrip(',.')}"
             else:
                 found.append(line.rstrip(",."))
     return found

@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import torch
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbformat.sign import NotebookNotary
@@ -293,4 +294,27 @@ def test_what_a_screen_reader_says(browser, made):
         'button "Copy the path params[\\"meta\\", \\"lstm\\", \\"weight_ih\\"]"',
     ):  # fmt: skip
         assert text in told, told
+    page.context.close()
+
+
+def test_odd_leaves_leave_the_page_whole(browser):
+    jagged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    large = tree.new({"x": torch.linspace(0, 1, 3_000_000).reshape(2, -1)}, [2])
+    lost = tree.new({"x": torch.full((2, 3), float("nan"))}, [2])
+    nest = {"jagged": jagged, "large": large, "lost": lost, "last": torch.ones(2)}
+    page = opened(browser, show(nest).html)
+    page.locator("summary", has_text="jagged").click()
+    expect(page.locator("summary.pt-cells", has_text="last")).to_have_count(1)
+    for name in ("large", "lost"):
+        page.get_by_label(f"Index of axis 0 of {name}").select_option("1")
+    row = page.locator("li", has_text="large").locator("summary", has_text="x").first
+    expect(row).to_contain_text("≈ 0.75 ± 0.144")
+    row.click()
+    expect(page.get_by_text("histogram from min to max of a sample")).to_be_visible()
+    expect(page.locator("p", has_text="zeros 0% · of a sample")).to_be_visible()
+    row = page.locator("li", has_text="lost").locator("summary", has_text="x").first
+    expect(row).to_contain_text("nothing finite")
+    row.click()
+    expect(page.get_by_text("zeros 0%", exact=True)).to_be_visible()
+    assert not page.errors
     page.context.close()

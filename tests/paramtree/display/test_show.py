@@ -11,6 +11,7 @@ import pytest
 import torch
 from tensordict import NonTensorData, TensorDict, lazy_stack, tensorclass
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 
 from paramtree import grad, rng, show, tree, vmap
 
@@ -117,6 +118,16 @@ class Pair:
     right: torch.Tensor
 
 
+class Stranger:
+    def __repr__(self):
+        return "\x1b[31m\ud800\u202e red"
+
+
+class Silent:
+    def __repr__(self):
+        raise RuntimeError
+
+
 DTYPES = [torch.bool, torch.uint8, torch.int16, torch.uint16, torch.int64, torch.uint64]
 DTYPES += [torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.float8_e4m3fn]
 
@@ -143,6 +154,10 @@ def trees():
     yield "tensorclass", Pair(torch.ones(2), torch.zeros(2), batch_size=[2]), "left [2]"
     yield "nest", {"a": [torch.ones(2), ({"k": torch.zeros(1)},)], 3: "text"}, "3 'text'"
     yield "tensor", torch.ones(2, 3), "[2, 3] float32 cpu 6 100% 1 ± 0"
+    yield "strangers", {"a": Stranger(), "b": Silent()}, r"a \x1b[31m\ud800\u202e red"
+    yield "uninitialized", {"a": torch.nn.UninitializedParameter()}, "Parameter without a shape"
+    jagged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    yield "jagged", {"a": jagged}, "float32 cpu 5 100% jagged"
     yield "sparse", {"a": torch.eye(3).to_sparse()}, "[3, 3] float32 cpu 9 100% sparse_coo"
     for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
@@ -171,6 +186,10 @@ def test_tensors_under_transforms_show_their_values(params):
     vmap(lambda td: look(td["x"]))(TensorDict({"x": torch.stack([x, x, x])}, [3]))
     assert all("[2]" in text and "2 ± 1" in text for text in seen)
     assert "vmap of 2" in seen[1] and "4 ± 1.41" in seen[1] and "vmap of 2" in seen[2]
+    with forward_ad.dual_level(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # make_dual calls torch.jit.script
+        dual = forward_ad.make_dual(x, x)
+        assert "2 ± 1" in str(show({"x": dual}))
     with torch.device("meta"):
         assert "2 ± 1" in str(show({"x": x}))
     with FakeTensorMode():
@@ -225,6 +244,45 @@ def test_what_differs_between_two_trees(params):
     assert "only in first" in rows(show(params, {"meta": {}}))["meta", "lstm", "bias"]
 
 
+def test_what_has_no_values_is_neither_the_same_nor_different():
+    for x, y in (
+        (torch.eye(3).to_sparse(), 2 * torch.eye(3).to_sparse()),
+        (torch.ones(3, device="meta"), torch.ones(3, device="meta")),
+    ):
+        view = show({"x": x}, {"x": y})
+        assert "not compared" in str(view) and "0 differ" in str(view)
+        assert "both: " not in view.html and " data-s" not in view.html.split("<script>")[0]
+
+
+def test_a_change_of_very_large_and_very_small_numbers():
+    for scale in (1e308, 1e-200):
+        before = torch.tensor([scale, -scale], dtype=torch.float64)
+        after = torch.tensor([scale, -scale / 2], dtype=torch.float64)
+        assert "differs by 35%" in str(show(before, after))  # 0.5 / sqrt(2)
+    assert "differs\n" in str(show(torch.zeros(2), torch.ones(2))) + "\n"
+
+
+def test_trees_of_other_batch_sizes_say_so(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    left, right = (TensorDict({"x": torch.ones(n, 3)}, [n]) for n in (2, 4))
+    text = str(show(left, right))
+    assert "batch [2] ·" in text and "batch [4] in the other" in text
+
+
+def test_a_nest_without_an_end_is_refused():
+    nest = {"x": torch.ones(1)}
+    nest["nest"] = nest
+    with pytest.raises(ValueError, match="show: first is nested too deeply, or holds itself"):
+        show(nest)
+    with pytest.raises(ValueError, match="show: first or second is nested too deeply"):
+        show({"x": torch.ones(1)}, nest)
+
+
+def test_a_name_from_right_to_left_stays_by_itself():
+    page = show({"שלום": torch.ones(1), "peace": torch.ones(1)}).html
+    assert "<b dir=auto>שלום</b>" in page and "<b>peace</b>" in page
+
+
 def test_a_name_that_is_a_leaf_here_and_a_tree_there_is_listed_twice():
     left, right = {"a": torch.ones(2)}, {"a": {"x": torch.ones(3)}}
     lines = str(show(left, right)).splitlines()
@@ -250,6 +308,8 @@ def test_what_is_no_tree_is_refused(bad, params):
             show(params, bad)
     with pytest.raises(TypeError, match="a TensorDict and a Tensor, expected two trees or two"):
         show(params, torch.ones(2))
+    with pytest.raises(TypeError, match="show: name is a int, expected a text"):
+        show(params, name=3)
 
 
 def test_large_leaves_are_sampled_and_say_so_and_lose_no_nan():
@@ -262,7 +322,21 @@ def test_large_leaves_are_sampled_and_say_so_and_lose_no_nan():
     assert "⚠ 1 NaN" in rows(view)[("x",)] and "min -5" in rows(view)[("x",)]
     assert "≈ of a sample" in str(view)
     rows_ = torch.tensor(2.0).expand(10**5, 10**5)  # 10^10 entries that are one number
-    assert "2 ± 0" in str(show({"x": rows_}))
+    assert "2 ± 0" in str(show({"x": rows_})) and "NaN" not in str(show({"x": rows_}))
+
+
+def test_a_sample_without_a_finite_number_says_so():
+    x = torch.full((2_500_000,), float("nan"))
+    view = show({"x": x})
+    assert "nothing finite ⚠ 2,500,000 NaN" in " ".join(str(view).split())
+    assert "zeros 0% · sampled" in rows(view)[("x",)] and "min" not in rows(view)[("x",)]
+    x[1] = 5.0  # between two entries of the sample
+    text = rows(show({"x": x}))[("x",)]
+    assert "nothing finite in the sample" in text and "min 5 · max 5" in text
+    same = torch.zeros(2_500_000)
+    after = same.clone()
+    after[0] = same[2] = 1.0
+    assert "differs by ≈ " in str(show(same + 1, after + 1))
 
 
 def test_ten_thousand_leaves_fit_into_three_megabytes():
@@ -287,3 +361,10 @@ def test_no_warning_is_given(params):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert show(params).html
+
+
+def test_a_quantized_leaf_says_so():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x = torch.quantize_per_tensor(torch.ones(3, 3), 0.1, 0, torch.qint8)
+        assert "qint8 cpu 9 100% quantized" in " ".join(str(show({"x": x})).split())

@@ -7,6 +7,7 @@ import torch
 from paramtree import rng
 from paramtree.display.pictures import pictures
 from paramtree.display.statistics import ENTRIES, sample, scan, share, statistics
+from paramtree.display.wording import number
 
 
 def draw(*shape, seed=0):
@@ -49,6 +50,16 @@ def test_a_sample_is_spread_over_rows_and_columns():
         inside = taken[2].long() - 2 * 512 * 64
         assert len(set((inside // 64).tolist())) > 256 and len(set((inside % 64).tolist())) == 64
     assert torch.equal(sample(place[:, :2], (4,), 4096), place[:, :2].reshape(4, -1).double())
+
+
+NUMBERS = {999.4: "999", 999.6: "1,000", -9999.9: "-10,000", 999_999.6: "1e6", 12345678: "1.23e7"}
+NUMBERS |= {0.0001: "0.0001", 0.00009999: "1e-4", -1e-5: "-1e-5", 0.5: "0.5", 1e300: "1e300"}
+NUMBERS |= {0: "0", float("inf"): "inf", float("nan"): "nan"}
+
+
+@pytest.mark.parametrize("x", NUMBERS)
+def test_a_number_has_three_digits(x):
+    assert number(x) == NUMBERS[x]
 
 
 def test_shares_fill_the_total():

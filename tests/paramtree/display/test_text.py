@@ -51,6 +51,39 @@ def test_levels_without_room_stay_closed(monkeypatch):
     assert flat[-1].split() == ["└─", "…", "400", "more"]
 
 
+def test_one_long_name_hides_no_numbers(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = str(show({"x" * 500: torch.ones(2), "y": torch.zeros(2)})).splitlines()
+    assert all("[2]" in line and " ± 0" in line for line in lines[1:]) and "x…" in lines[1]
+
+
+def test_deep_names_stay_in_sight(monkeypatch):
+    nest = {"leaf": torch.ones(2)}
+    for i in range(90):
+        nest = {f"level_{i}": nest}
+    for columns in (40, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = str(show(nest)).splitlines()
+        assert len(lines) == 92 and max(map(width, lines)) <= columns
+        assert "level_0" in lines[-2] and "leaf" in lines[-1] and "…" in lines[-1]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437"])
+def test_a_terminal_without_these_signs_gets_others(encoding, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    view = show(deep(), tree.map(lambda x: 2 * x, deep()))
+    text = str(view)
+    print(text, flush=True)
+    assert "[4, 6]" in text and r"\u91cd\u307f" in text and max(map(len, text.splitlines())) <= 120
+    if encoding == "ascii":
+        assert text.isascii() and "`- " in text and "first -> second" in text and "+-" in text
+        colored = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        Console(file=colored, width=120, color_system=None).print(view)
+        assert colored.buffer.getvalue().decode().strip() == text.strip()
+
+
 def test_rich_colors_the_same_text(monkeypatch):
     monkeypatch.setenv("COLUMNS", "90")
     view = show(deep(), tree.map(lambda x: 2 * x, tree.lock(deep())))
