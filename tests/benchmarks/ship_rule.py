@@ -1,10 +1,12 @@
 """Make the two files of a learned rule that comes with the library, of a finished run.
 
 The parameters are the running average of the newest checkpoint, the results those of the run's
-evaluation. ``paramtree.meta.load_rule(NAME)`` reads them.
+evaluation, or of a later one by ``paramtree eval-lpg``. ``paramtree.meta.load_rule(NAME)`` reads
+both files.
 
     python tests/benchmarks/ship_rule.py runs/demo lpg-small
     python tests/benchmarks/ship_rule.py runs/demo lpg-small --folder elsewhere
+    python tests/benchmarks/ship_rule.py runs/all-1 lpg-all --evaluation runs/all-1/evaluated
 """
 
 import argparse
@@ -25,12 +27,15 @@ LARGEST = 2**20  # bytes of both files
 FOLDER = Path(paramtree.__file__).parent / "meta" / "weights"
 
 
-def ship(run: Path, name: str, folder: Path) -> Path:
+def ship(run: Path, name: str, folder: Path, evaluation: Path | None = None) -> Path:
     """Write the files; gives the card's path."""
     options, params = saved_rule(run, "cpu")
-    summary = run / files.SUMMARY
+    evaluation = run if evaluation is None else evaluation
+    summary = evaluation / files.SUMMARY
     if not summary.exists():
-        raise SystemExit(f"{str(run)!r} has no {files.SUMMARY}: let the run come to its end first")
+        raise SystemExit(
+            f"{str(evaluation)!r} has no {files.SUMMARY}: let the run come to its end first"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     save(path, params)
@@ -102,8 +107,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
     parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--evaluation", type=Path, help="folder that paramtree eval-lpg wrote")
     arguments = parser.parse_args()
-    print(ship(arguments.run, arguments.name, arguments.folder))
+    print(ship(arguments.run, arguments.name, arguments.folder, arguments.evaluation))
 
 
 if __name__ == "__main__":
