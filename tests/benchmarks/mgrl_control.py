@@ -55,7 +55,8 @@ from torch import Tensor
 from paramtree import Model, compose, envs, losses, meta, nn, optim, rng, td_model, tree, vmap
 
 RESULTS = Path(__file__).parent / "results"
-SELECTION_SEEDS, SEEDS = range(1000, 1005), range(2000, 2020)
+SELECTION_SEEDS = range(1000, 1005)
+SEEDS = {"cart_pole": range(2000, 2020), "catch": range(3000, 3020)}
 SAMPLES = 10_000  # of the bootstrap
 LMBDA = 0.95  # of A2C's advantages
 
@@ -388,13 +389,13 @@ def main() -> None:
     with Progress() as bars:
         for name in options.worlds:
             setting = SETTINGS[name]
-            seeds = (SEEDS, SELECTION_SEEDS)
+            seeds = (SEEDS[name], SELECTION_SEEDS)
             if options.quick:
                 setting, seeds = (
                     setting._replace(updates=setting.updates // 10),
-                    (SEEDS[:3], SELECTION_SEEDS[:2]),
+                    (SEEDS[name][:3], SELECTION_SEEDS[:2]),
                 )
-            if name not in kept:
+            if name not in kept or kept[name]["seeds"] != list(seeds[0]):
                 task, began = bars.add_task(name, total=1.0), time.monotonic()
                 show = partial(_show, bars, task)
                 result = part(setting, *seeds, show)
