@@ -98,6 +98,7 @@ def lpg_training(
         value_coeff: weight of ``losses.lpg_value_loss``, mean over the K updates, by which the rule
             learns to write predictions that tell of the critic's lambda-returns; None for none, as
             in the paper, where whatever predictions come to mean comes from the policy gradient.
+            Under a rule with ``full_stop`` it reaches no more than the embedding.
         dist_class: distribution of the actions.
         regularizers: coefficients of ``losses.lpg_regularizer_loss``.
 
@@ -105,9 +106,8 @@ def lpg_training(
         The training. A step's metrics are 0-d: ``loss``, ``reward`` (a step, on the last
         trajectories), ``entropy``, ``prediction_entropy``, ``pi_hat_square``, ``y_hat_square``,
         ``value_loss``, ``gradient_norm`` and ``age``, with ``value_coeff`` ``value_explained``,
-        means over the tasks whose numbers are
-        finite, and ``bad`` bool ``[n_tasks]`` of all groups in their order, which says whose are
-        not.
+        means over the tasks whose numbers are finite, and ``bad`` bool ``[n_tasks]`` of all groups
+        in their order, which says whose are not.
 
     Raises:
         ValueError: there is no population, or an option is out of range or not known.
