@@ -10,7 +10,7 @@ meta-seeds and levels.
 A training goes on where its last checkpoint is, and what has been measured isn't measured again:
 runs/ta_lpg/ holds checkpoints and curves, results/ta_lpg.json the numbers of each level and seed.
 
-    python tests/benchmarks/ta_lpg.py
+    python tests/benchmarks/ta_lpg.py --steps 150 --levels 32
     python tests/benchmarks/ta_lpg.py --method es --workers 8 --average 0 --out runs/ta_lpg_es
     python tests/benchmarks/ta_lpg.py --quick
 """
