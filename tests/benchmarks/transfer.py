@@ -5,7 +5,7 @@ no training has seen either), and the delayed chains. Nothing is trained further
 constants that it has elsewhere: GROOVE's, and the best of tune_all.py, its rate in perceptrons
 being the same multiple of the usual one.
 
-    python tests/benchmarks/transfer.py runs/all-0 runs/all-1 runs/all-2
+    python tests/benchmarks/transfer.py runs/all-0 runs/all-1 runs/all-2 --levels 16
     python tests/benchmarks/transfer.py --recompute
 """
 
@@ -78,7 +78,7 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs of paramtree lpg")
     parser.add_argument("--recompute", action="store_true", help="from the raw numbers on file")
-    parser.add_argument("--worlds", nargs="+", default=[*TABLES, *MOVING, *CHAINS])
+    parser.add_argument("--worlds", nargs="+", default=[*TABLES, *CHAINS, *MOVING])
     parser.add_argument("--levels", type=int, default=32)
     parser.add_argument("--updates", type=int, default=250)
     parser.add_argument("--workers", type=int, default=16)
