@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +29,13 @@ from rich.progress import Progress
 from tensordict import TensorDict
 from torch import Tensor
 
-from paramtree import optim, rng
+from paramtree import rng
 from paramtree.checkpoint import load, save
-from paramtree.cli.options import PRESETS
+from paramtree.cli import training
+from paramtree.cli.options import PRESETS, LpgOptions
 from paramtree.envs import level_distribution
-from paramtree.meta import (
-    Population,
-    Training,
-    UpdateRule,
-    es_training,
-    lpg_network,
-    lpg_population,
-    lpg_rule,
-    lpg_training,
-    reward_curve,
-)
+from paramtree.meta import reward_curve
 
-REGULARIZERS = (
-    "policy_entropy_coeff",
-    "prediction_entropy_coeff",
-    "pi_hat_coeff",
-    "y_hat_coeff",
-)
 RULES = {"lpg": False, "ta_lpg": True}
 RESULT = Path(__file__).parent / "results" / "ta_lpg.json"
 QUICK = {
@@ -65,57 +51,34 @@ QUICK = {
 }
 
 
-def rule_of(options: argparse.Namespace, name: str) -> UpdateRule:
-    """A rule with GROOVE's network, narrower."""
-    network = lpg_network(
-        options.prediction,
-        options.hidden,
-        cell="gru",
-        gamma_input=False,
-        lifetime_input=RULES[name],
-        activation=torch.relu,
+def options_of(options: argparse.Namespace, name: str) -> LpgOptions:
+    """The demo, with this network, these agents and this training."""
+    demo, by_gradient = PRESETS["demo"], options.method == "gradient"
+    rate, decay = (1e-3, demo.objective.meta_decay) if by_gradient else (0.05, 0.999)
+    network = {"hidden": options.hidden, "prediction_size": options.prediction}
+    rates = {"actor_rate": options.actor_rate, "prediction_rate": options.prediction_rate}
+    return replace(
+        demo,
+        levels=(options.world,),
+        tasks=options.tasks,
+        length=options.length,
+        network=replace(demo.network, lifetime_input=RULES[name], **network),
+        agents=replace(demo.agents, workers=options.workers, lifetime=tuple(options.born), **rates),
+        objective=replace(
+            demo.objective,
+            method=options.method,
+            meta_rate=rate if options.rate is None else options.rate,
+            meta_decay=decay,
+            average=options.average,
+        ),
+        evolution=replace(demo.evolution, sigma=options.sigma, score=options.score),
     )
-    demo = PRESETS["demo"]
-    return lpg_rule(
-        network,
-        prediction_coeff=demo.agents.prediction_coeff,
-        full_stop=demo.network.full_stop,
-    )
-
-
-def population_of(options: argparse.Namespace, n: int, workers: int) -> Population:
-    """Agents with the demo's rates, and lives of any of the lengths."""
-    return lpg_population(
-        level_distribution(options.world),
-        n,
-        n_prediction=options.prediction,
-        workers=workers,
-        lifetime=(options.born[0], options.born[1]),
-        actor_rate=options.actor_rate,
-        prediction_rate=options.prediction_rate,
-    )
-
-
-def training_of(options: argparse.Namespace, name: str) -> Training:
-    """Its training."""
-    population = population_of(options, options.tasks, options.workers)
-    groups, rule = {options.world: population}, rule_of(options, name)
-    more: dict[str, Any] = {"length": options.length, "average": options.average}
-    if options.method == "gradient":
-        rate = 1e-3 if options.rate is None else options.rate
-        demo = PRESETS["demo"].objective
-        names = ("gamma", "lmbda", "task_clip", "validation", *REGULARIZERS)
-        more |= {name: getattr(demo, name) for name in names}
-        descent = optim.adam(optim.exponential_decay(rate, 1, demo.meta_decay))
-        return lpg_training(rule, groups, descent, **more)
-    rate = 0.05 if options.rate is None else options.rate
-    descent = optim.adam(optim.exponential_decay(rate, 1, 0.999, end=1e-5))
-    return es_training(rule, groups, descent, sigma=options.sigma, score=options.score, **more)
 
 
 def trained(options: argparse.Namespace, name: str, seed: int, folder: Path) -> TensorDict:
     """The rule's parameters after all steps, from where the last checkpoint is."""
-    train, path = training_of(options, name), folder / f"{name}_{seed}.safetensors"
+    train = training.make_training(options_of(options, name))
+    path = folder / f"{name}_{seed}.safetensors"
     state = train.init(rng.key(seed))
     state = load(path, like=state) if path.exists() else state
     began, done = time.monotonic(), int(state["step"])
@@ -138,12 +101,14 @@ def trained(options: argparse.Namespace, name: str, seed: int, folder: Path) -> 
 
 
 def measured(
-    options: argparse.Namespace, rule: UpdateRule, params: TensorDict, updates: int
+    options: argparse.Namespace, name: str, params: TensorDict, updates: int
 ) -> dict[str, list[float]]:
     """Rewards of lives of one length on the held-out levels."""
     world, key = level_distribution(options.world), rng.fold_in(rng.key(0), "held out")
     levels = world.sample(rng.split(rng.fold_in(key, "levels"), options.levels))
-    population = population_of(options, options.levels, options.eval_workers)
+    chosen = options_of(options, name)
+    chosen = replace(chosen, agents=replace(chosen.agents, workers=options.eval_workers))
+    population = training.make_population(chosen, world, options.levels)
     with Progress(disable=not sys.stderr.isatty()) as bars:
         task = bars.add_task(f"{updates} updates", total=updates)
 
@@ -152,7 +117,7 @@ def measured(
 
         curve = reward_curve(
             population.habitat,
-            rule,
+            training.make_rule(chosen),
             params,
             levels,
             key,
@@ -200,11 +165,11 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         for name in RULES:
-            params, rule = trained(options, name, seed, folder), rule_of(options, name)
+            params = trained(options, name, seed, folder)
             for updates in options.lifetimes:
                 path = folder / f"{name}_{seed}_{options.steps}_{updates}.json"
                 if not path.exists():
-                    record = measured(options, rule, params, updates)
+                    record = measured(options, name, params, updates)
                     path.write_text(json.dumps(record))
                 record = json.loads(path.read_text())
                 rows.append({"rule": name, "seed": seed, "updates": updates, **record})
