@@ -9,7 +9,7 @@ Symbols: R resamples, S meta-seeds, n levels, N states, p features.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from paramtree import rng
 
 RESAMPLES = 10_000
+PENALTIES = tuple(10.0**power for power in range(-6, 2))
 Statistic = Callable[..., Tensor]
 Interval = dict[str, float | None]  # value, low, high
 
@@ -136,6 +137,47 @@ def ridge(features: Tensor, targets: Tensor, weight: Tensor, penalty: float = 1e
     right = x.mT @ (weight.unsqueeze(1) * targets) / weight.sum()
     eye = torch.eye(len(gram), dtype=gram.dtype)
     return torch.linalg.solve(gram + penalty * eye, right) / scale.unsqueeze(1)
+
+
+def ridge_over_levels(
+    features: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    penalties: Sequence[float] = PENALTIES,
+    folds: int = 8,
+) -> Tensor:
+    """Coefficients of the ridge regression whose penalty does best on levels that are left out.
+
+    Level i is in fold i mod folds. For each target the penalty is taken whose squared errors, each
+    fold's under the regression of the others, add up to the least.
+
+    Args:
+        features: ``[n, N, p]``.
+        targets: ``[n, N, q]``.
+        weight: ``[n, N]``.
+        penalties: to choose from.
+        folds: at most n.
+
+    Returns:
+        ``[p, q]``, fitted on all levels.
+    """
+    fold = torch.arange(len(features)) % folds
+
+    def fitted(kept: Tensor, penalty: float) -> Tensor:
+        parts = (part[kept].flatten(0, 1) for part in (features, targets, weight))
+        return ridge(*parts, penalty)
+
+    def missed(penalty: float) -> Tensor:
+        each = [
+            squares(targets[out] - features[out] @ fitted(~out, penalty), weight[out]).sum(0)
+            for out in (fold == k for k in range(folds))
+        ]
+        return torch.stack(each).sum(0)
+
+    best = torch.stack([missed(penalty) for penalty in penalties]).argmin(0)  # [q]
+    whole = torch.ones_like(fold, dtype=torch.bool)
+    columns = [fitted(whole, penalties[k])[:, i] for i, k in enumerate(best.tolist())]
+    return torch.stack(columns, 1)
 
 
 def squares(values: Tensor, weight: Tensor) -> Tensor:

@@ -116,6 +116,39 @@ def test_ridge_solves_the_problem_in_its_docstring():
     assert np.allclose(plain.numpy(), wanted)
 
 
+def test_the_penalty_is_chosen_on_levels_left_out():
+    """Against leave-one-level-out in numpy; signal takes a small penalty, noise a large one."""
+    n, count, p = 6, 5, 4
+    x = normal("features", n, count, p)
+    noise = normal("noise by level", n, count, 1)
+    signal = x @ normal("true", p, 1) + 0.01 * noise
+    y, weight = torch.cat([signal, noise], -1), rng.uniform(rng.key(3), (n, count), dtype=D)
+    penalties = (1e-6, 1e-2, 10.0)
+
+    def solved(levels, penalty, column):
+        rows, w = x[levels].reshape(-1, p).numpy(), weight[levels].reshape(-1).numpy()
+        w = w / w.sum()
+        scale = np.diag(w @ rows**2)
+        gram = rows.T @ (w[:, None] * rows) + penalty * scale
+        return np.linalg.solve(gram, rows.T @ (w * y[levels][..., column].reshape(-1).numpy()))
+
+    chosen = []
+    for column in range(2):
+        missed = []
+        for penalty in penalties:
+            left = 0.0
+            for level in range(n):
+                found = solved([i for i in range(n) if i != level], penalty, column)
+                error = y[level, :, column].numpy() - x[level].numpy() @ found
+                left += weight[level].numpy() @ error**2
+            missed.append(left)
+        chosen.append(penalties[int(np.argmin(missed))])
+    assert chosen == [1e-6, 10.0]
+    found = intervals.ridge_over_levels(x, y, weight, penalties, folds=n)
+    wanted = np.stack([solved(list(range(n)), chosen[i], i) for i in range(2)], 1)
+    assert np.allclose(found.numpy(), wanted)
+
+
 def test_explained_is_the_coefficient_of_determination():
     """Least squares with centered targets: R^2 is the squared correlation."""
     x, noise = normal("x", 1, 500, 1), normal("noise", 1, 500, 1)
