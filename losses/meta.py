@@ -196,40 +196,44 @@ def lpg_value_loss(
     eps: float | Tensor = 1e-8,
     reduction: str = "mean",
 ) -> TensorDictBase:
-    """What predictions leave unexplained of returns, which teaches a learned rule to predict them.
+    """How far predictions are from telling returns, which teaches a learned rule to predict them.
 
-        loss_value = value_coeff (z_t - b x_t)^2 / (mean z^2 + eps)
+        loss_value = value_coeff (z_t - x_t)^2 / (mean x^2 + mean z^2 + eps)
 
-        x = e(y) - mean e(y),    z = G - mean G,    b = mean(x z) / (mean x^2 + eps)
+        x = e(y) - mean e(y),    z = G - mean G
 
-    with e(y) the meta-network's embedding of y and G the returns. Its mean is value_coeff (1 - r^2)
-    with r their correlation, whatever their scales. The gradient goes through e and through y to
-    the updates that made y, and so to the meta-network that wrote ``y_hat``. Nothing says *how* y
-    is to encode a return. Detaches nothing.
+    with e(y) the meta-network's embedding of y and G the returns. Its mean is value_coeff (1 - c),
+    where c = 2 mean(x z) / (mean x^2 + mean z^2) is a coefficient of concordance: 1 where e(y) is
+    the return but for an offset, 0 where it tells nothing. So the embedding comes in units of
+    reward, and weighs as much as rewards do among the meta-network's inputs; a correlation could be
+    perfect and too small to be heard. A trajectory without reward has a loss of no more than any
+    other. The gradient goes through e and through y to the updates that made y, and so to the
+    meta-network that wrote ``y_hat``. Nothing says *how* y is to encode a return. Detaches nothing.
 
     Args:
         td: ``[*B, T]`` with ``prediction_embedding`` and ``value_target``, one float per step each;
             optionally ``mask``, whose steps alone have a part in the means, and ``weight``.
         value_coeff: float or tensor, 0-d or ``[*B, T]``. An entry of the td wins.
-        eps: floor under the variances, at least 0; likewise.
+        eps: added to the variances, at least 0; likewise.
         reduction: "mean", "sum" or "none".
 
     Returns:
-        ``loss_value``, and detached ``value_explained``, r^2; without it where the reduction is
-        "none".
+        ``loss_value``, and detached ``value_explained``, the square of their correlation; without
+        it where the reduction is "none".
 
     Raises:
         ValueError: a key is missing, or a shape is wrong.
         TypeError: an entry or a hyper-parameter has the wrong dtype.
 
     Source: ours; that predictions come to stand for returns is what Oh et al. (2020) found, section
-    5.3, after many more lives.
+    5.3, after many more lives. Lin (1989), "A concordance correlation coefficient to evaluate
+    reproducibility", whose coefficient counts an offset too.
     """
     batch = Batch("lpg_value_loss", td)
     eps = batch.hyper("eps", eps, 0.0)
     x, z = (_centred(batch, batch.step(key)) for key in ("prediction_embedding", "value_target"))
     xx, xz, zz = (batch.mean(product) for product in (x * x, x * z, z * z))
-    error = (z - xz / (xx + eps) * x).square() / (zz + eps)
+    error = (z - x).square() / (xx + zz + eps)
     explained = xz.square() / ((xx + eps) * (zz + eps))
     losses = {"loss_value": batch.hyper("value_coeff", value_coeff) * error}
     return batch.reduced(reduction, losses, summary={"value_explained": explained.mean()})

@@ -378,22 +378,35 @@ def valued(trajectory):
     return td.set("value_target", returns).set("prediction_embedding", 1 - 0.1 * returns + noise)
 
 
-def test_value_loss_is_what_a_straight_line_leaves(valued):
+def concordance(x, z):
+    """Lin's coefficient of samples less their means, so that its term for an offset is 0."""
+    return 2 * np.cov(x, z, ddof=0)[0, 1] / (x.var() + z.var())
+
+
+def test_value_loss_is_discordance(valued):
     x, z = (valued[key].flatten().numpy() for key in ("prediction_embedding", "value_target"))
-    slope, offset = np.polyfit(x, z, 1)
-    left = (z - slope * x - offset) ** 2 / z.var()
     out = lpg_value_loss(valued, value_coeff=0.7, eps=0.0)
-    assert_close(out["loss_value"].item(), 0.7 * left.mean())
+    assert_close(out["loss_value"].item(), 0.7 * (1 - concordance(x, z)))
     assert_close(out["value_explained"].item(), np.corrcoef(x, z)[0, 1] ** 2)
     steps = lpg_value_loss(valued, value_coeff=0.7, eps=0.0, reduction="none")["loss_value"]
+    left = (z - z.mean() - x + x.mean()) ** 2 / (x.var() + z.var())
     assert_close(steps.flatten().numpy(), 0.7 * left)
 
 
-def test_value_loss_knows_no_scale_and_no_steps_of_the_mask(valued):
+@pytest.mark.parametrize(("slope", "wanted"), [(1.0, 0.0), (-1.0, 2.0), (0.1, 1 - 0.2 / 1.01)])
+def test_value_loss_of_straight_lines(valued, slope, wanted):
+    """1 - 2 b / (1 + b^2), which a correlation wouldn't tell from 0."""
+    valued["prediction_embedding"] = slope * valued["value_target"] + 3
+    out = lpg_value_loss(valued, value_coeff=1.0, eps=0.0)
+    assert_close(out["loss_value"].item(), wanted, atol=1e-12, rtol=0)
+    assert_close(out["value_explained"].item(), 1.0)
+
+
+def test_value_loss_knows_no_common_scale_and_no_steps_of_the_mask(valued):
     whole = lpg_value_loss(valued, eps=0.0)
     other = valued.clone()
     other["value_target"] = 3 - 100 * valued["value_target"]
-    other["prediction_embedding"] = 0.001 * valued["prediction_embedding"] + 7
+    other["prediction_embedding"] = 7 - 100 * valued["prediction_embedding"]
     assert_close(lpg_value_loss(other, eps=0.0), whole)
     mask = torch.tensor([True, False, True, True])[:, None].expand(valued.batch_size)
     other = valued.clone().set("mask", mask)
@@ -401,12 +414,23 @@ def test_value_loss_knows_no_scale_and_no_steps_of_the_mask(valued):
     assert_close(lpg_value_loss(other), lpg_value_loss(valued[[0, 2, 3]]))
 
 
-def test_value_loss_of_an_embedding_that_tells_nothing_pulls_nowhere(valued):
+def test_value_loss_where_one_side_is_constant(valued):
+    """A silent embedding is pulled to the returns; where there are none, nothing is pulled."""
     still = torch.zeros(valued.batch_size, dtype=torch.float64)
+    z = valued["value_target"] - valued["value_target"].mean()
 
     def loss(x):
-        return total(lpg_value_loss(valued.copy().set("prediction_embedding", x), value_coeff=1.0))
+        td = valued.copy().set("prediction_embedding", x)
+        return total(lpg_value_loss(td, value_coeff=1.0, eps=0.0))
 
-    assert_close(loss(still).item(), 1.0, atol=1e-6, rtol=0)
-    assert_close(grad(loss)(still), still)
-    assert lpg_value_loss(valued.copy().set("value_target", still))["loss_value"] == 0.0
+    assert_close(loss(still).item(), 1.0)
+    assert_close(grad(loss)(still), -2 * z / z.square().sum())
+
+    def silent(x):
+        td = valued.copy().set("prediction_embedding", x).set("value_target", still)
+        return total(lpg_value_loss(td, value_coeff=1.0))
+
+    x = valued["prediction_embedding"]
+    assert_close(silent(x).item(), 1.0, atol=1e-6, rtol=0)
+    assert grad(silent)(x).abs().max() < 1e-8 and silent(still) == 0.0
+    assert_close(grad(silent)(still), still)

@@ -131,9 +131,7 @@ FUNCTIONS = [
         "vec_generalized_advantage_estimate",
         "gamma, expanded to [T, 1]",
         GAMMA,
-        lambda x: weighted(
-            theirs.vec_generalized_advantage_estimate(expanded(x), LMBDA, **VALUES)
-        ),
+        lambda x: weighted(theirs.vec_generalized_advantage_estimate(expanded(x), LMBDA, **VALUES)),
         lambda x: advantage(x, LMBDA),
     ),
     *pair("td_lambda_return_estimate", returns, **COLUMNS),
