@@ -313,9 +313,9 @@ class Rule(NamedTuple):
         """The agents that it trains in a setting, and the rule."""
         return training.learned(self.options, setting)
 
-    def at_rates(self, actor: float, prediction: float) -> "Rule":
-        """The rule with other learning rates of its agents' tables."""
-        agents = replace(self.options.agents, actor_rate=actor, prediction_rate=prediction)
+    def at_rate(self, actor: float) -> "Rule":
+        """The rule with another learning rate of its agents' policies."""
+        agents = replace(self.options.agents, actor_rate=actor)
         return self._replace(options=replace(self.options, agents=agents))
 
     @property

@@ -9,17 +9,15 @@ agent on each of the same levels, with the same random numbers:
     a2c tuned       with the best of tune_all.py, on other levels
     a2c by level    with the best for each level, among as many as 32, chosen on that very level
                     with other random numbers: no opponent, but what tuning could give
-    lpg             the rules, at those rates of policy and predictions among a few at which they
-                    did best, all of them together, on the levels that A2C was tuned on. At a rate
-                    of 0 predictions stay for ever as they are at birth
-    lpg as trained  the rules, at the rates that their agents had while they were trained
+    lpg             the rules, at the rate of policies among a few at which they did best, all of
+                    them together, on the levels that A2C was tuned on
+    lpg as trained  the rules, at the rate that their agents had while they were trained
 
     python tests/benchmarks/lpg_all.py runs/all-0 runs/all-1 runs/all-2 --train
     python tests/benchmarks/lpg_all.py --recompute
 """
 
 import argparse
-import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,7 +57,6 @@ TRAINING = (
     "--evaluate 0 --threads 1"
 )
 RATES = [800.0, 1200.0]
-PREDICTION_RATES = [30.0, 0.0]
 
 
 def train(folder: Path, seed: int, command: str) -> None:
@@ -80,17 +77,17 @@ def by_level(setting: Setting, few: list[dict[str, float]]) -> Record:
 
 
 def paces(
-    setting: Setting, rules: list[Rule], rates: list[tuple[float, float]], cache: Path
+    setting: Setting, rules: list[Rule], rates: list[float], cache: Path
 ) -> list[dict[str, Any]]:
-    """Reward in the last fifth of life at rates of policy and predictions, best ones first."""
+    """Reward in the last fifth of life at rates of policies, best ones first."""
     rows = []
-    for pair in rates:
+    for rate in rates:
         found = [
             kept("pace", [setting.mark, r.mark], lambda r=r: learned(setting, r)["final"], cache)
-            for r in (rule.at_rates(*pair) for rule in rules)
+            for r in (rule.at_rate(rate) for rule in rules)
         ]
         means = [float(torch.tensor(x, dtype=torch.float64).mean()) for x in found]
-        rows.append({"rates": pair, "score": sum(means) / len(means), "by rule": means})
+        rows.append({"rate": rate, "score": sum(means) / len(means), "by rule": means})
     return sorted(rows, key=lambda row: -row["score"])
 
 
@@ -98,7 +95,7 @@ def contest(
     setting: Setting,
     tuning_setting: Setting,
     folders: list[Path],
-    rates: list[tuple[float, float]],
+    rates: list[float],
     tuning: Path,
     cache: Path,
 ) -> Raw:
@@ -113,7 +110,7 @@ def contest(
         return together([play(name, r.mark, lambda r=r: learned(setting, r)) for r in rules])
 
     found_paces = paces(tuning_setting, rules, rates, cache)
-    best_rates = found_paces[0]["rates"]
+    best_rate = found_paces[0]["rate"]
 
     found = {
         "random": play("random", None, lambda: random_agents(setting)),
@@ -121,7 +118,7 @@ def contest(
         "a2c published": play("a2c", PUBLISHED, lambda: a2c(setting, [PUBLISHED], "a2c published")),
         "a2c tuned": play("a2c", best, lambda: a2c(setting, [best], "a2c tuned")),
         "a2c by level": play("a2c by level", few, lambda: by_level(setting, few)),
-        "lpg": play_rules("lpg", [rule.at_rates(*best_rates) for rule in rules]),
+        "lpg": play_rules("lpg", [rule.at_rate(best_rate) for rule in rules]),
         "lpg as trained": play_rules("lpg", rules),
     }
     return {
@@ -150,9 +147,6 @@ def main() -> None:
     parser.add_argument(
         "--rates", type=float, nargs="+", default=RATES, help="of policies, tried for lpg"
     )
-    parser.add_argument(
-        "--prediction-rates", type=float, nargs="+", default=PREDICTION_RATES, help="of predictions"
-    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--tuning", type=Path, default=RESULTS / "a2c_all.json")
@@ -176,8 +170,7 @@ def main() -> None:
     settings = [
         make_setting(chosen.world, purpose, count, **sizes) for purpose in ("evaluation", "tuning")
     ]
-    rates = list(itertools.product(chosen.rates, chosen.prediction_rates))
-    raw = contest(*settings, chosen.runs, rates, chosen.tuning, chosen.cache)
+    raw = contest(*settings, chosen.runs, chosen.rates, chosen.tuning, chosen.cache)
     report(raw, chosen.out, title)
 
 

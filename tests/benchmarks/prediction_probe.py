@@ -12,7 +12,8 @@ chosen by leaving out an eighth of them, and scored on others:
     td                       a table of values learned by TD(lambda) in the trained rule's lives
 
 R^2 is 1 - missed / spread, both sums of squares over all visits on all levels. Beside it, the
-reward that the rule's agents lose when y(s_t) and y(s_{t+1}) no longer reach the rule.
+reward that the rule's agents lose, in the last fifth of their lives and in all of them, when y(s_t)
+and y(s_{t+1}) no longer reach the rule.
 
     python tests/benchmarks/prediction_probe.py runs/all-0 runs/all-1 runs/all-2
     python tests/benchmarks/prediction_probe.py --recompute
@@ -31,6 +32,7 @@ from lives import (
     Rule,
     Setting,
     as_mark,
+    joined,
     kept,
     learned,
     live,
@@ -39,6 +41,7 @@ from lives import (
     read_rule,
     rounded,
     table_of,
+    together,
     untrained,
     without_predictions,
 )
@@ -55,6 +58,7 @@ from paramtree.meta import agent_model, update_agent
 
 RESULTS = Path(__file__).parent / "results"
 GAMMAS = (0.9, 0.95, 0.99)
+REWARDS = {"final": "last fifth", "lifetime": "whole life"}
 READERS = ("trained", "untrained", "untrained, same lives", "td")
 
 _EMPTY = tree.new({})
@@ -262,19 +266,22 @@ def summarized(raw: dict[str, Any]) -> dict[str, Any]:
                         intervals.explained_gain, missed, own[0], spread, own[1]
                     )
             found[age][str(gamma)] = rows
-    with_y, without = (
-        torch.tensor(raw["rewards"][name], dtype=torch.float64) for name in ("with y", "without y")
-    )
-    found["reward"] = {
-        "with y": intervals.bootstrap(intervals.mean, with_y),
-        "without y": intervals.bootstrap(intervals.mean, without),
-        "lost": intervals.bootstrap(intervals.difference, with_y, without),
-        "share lost": intervals.bootstrap(
-            lambda ours, theirs: intervals.difference(ours, theirs) / intervals.mean(ours),
-            with_y,
-            without,
-        ),
-    }
+    found["reward"] = {}
+    for measure, title in REWARDS.items():
+        with_y, without = (
+            torch.tensor(raw["rewards"][name][measure], dtype=torch.float64)
+            for name in ("with y", "without y")
+        )
+        found["reward"][title] = {
+            "with y": intervals.bootstrap(intervals.mean, with_y),
+            "without y": intervals.bootstrap(intervals.mean, without),
+            "lost": intervals.bootstrap(intervals.difference, with_y, without),
+            "share lost": intervals.bootstrap(
+                lambda ours, theirs: intervals.difference(ours, theirs) / intervals.mean(ours),
+                with_y,
+                without,
+            ),
+        }
     return found
 
 
@@ -290,8 +297,9 @@ def show(summary: dict[str, Any]) -> None:
             cells = [_shown(summary[age][str(gamma)][name]) for gamma in GAMMAS]
             table.add_row(name, *cells)
         console.print(table)
-    for name, found in summary["reward"].items():
-        console.print(f"reward per step, last fifth, {name}: {_shown(found)}")
+    for title, rows in summary["reward"].items():
+        for name, found in rows.items():
+            console.print(f"reward per step, {title}, {name}: {_shown(found)}")
 
 
 def _shown(found: intervals.Interval) -> str:
@@ -330,7 +338,8 @@ def main() -> None:
     fit, test = (
         make_setting(chosen.world, f"probe {name}", count, **sizes) for name in ("fit", "test")
     )
-    probes, rewards = [], {"with y": [], "without y": []}
+    probes: list[Any] = []
+    rewards: dict[str, list[Any]] = {"with y": [], "without y": []}
     marks = [fit.mark, test.mark]
     for folder in track(chosen.runs, "rules"):
         rule = read_rule(folder)
@@ -341,10 +350,11 @@ def main() -> None:
                 kept("lpg", [s.mark, own.mark], partial(learned, s, own), chosen.cache)
                 for s in (fit, test)
             ]
-            rewards[name].append([x for part in parts for x in part["final"]])
+            rewards[name].append(joined(parts))
     raw = {"fit": fit.mark, "test": test.mark}
     raw |= {"rules": [as_mark(read_rule(folder)) for folder in chosen.runs]}
-    raw |= {"probes": probes, "rewards": rewards}
+    raw |= {"probes": probes}
+    raw |= {"rewards": {name: together(records) for name, records in rewards.items()}}
     summary = summarized(raw)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps({**raw, "summary": summary}, separators=(",", ":")) + "\n")
