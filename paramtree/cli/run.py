@@ -114,6 +114,8 @@ def train(
             state, metrics = training.step(state)
             step = int(state["step"])
             row = _row(step, metrics, time.monotonic() - began, words.tasks)
+            if words.skips and len(row.get("bad", ())) == len(words.tasks):
+                row = _finite(row)  # there is nothing to take means of
             _require_finite(row, saved, words)
             log(row)
             if "bad" in row:
@@ -198,6 +200,11 @@ def _row(step: int, metrics: TensorDict, seconds: float, tasks: Sequence[str]) -
     if bad is not None and bool(bad.any()):
         numbers["bad"] = [name for name, one in zip(tasks, bad.tolist(), strict=True) if one]
     return {"step": step, **numbers, "seconds": round(seconds, 3)}
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without numbers that aren't finite."""
+    return {name: x for name, x in row.items() if not isinstance(x, float) or math.isfinite(x)}
 
 
 def _require_finite(row: dict[str, Any], saved: int, words: Words) -> None:

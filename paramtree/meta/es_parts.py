@@ -52,12 +52,12 @@ def ascent(
         rank: see ``es_gradient``.
 
     Returns:
-        The gradient, and ``[n]`` bool, which pairs are in it.
+        The gradient, 0 where no pair is left, and ``[n]`` bool, which pairs are in it.
     """
     fine = up.isfinite() & down.isfinite()
     noise = tree.concat(noises) if len(noises) > 1 else noises[0]
     n, m = fine.numel(), fine.sum()
-    share, nowhere = -n / m, 0.0  # no difference, no part
+    share, nowhere = torch.where(m > 0, -n / m.clamp(min=1), 0.0), 0.0  # no difference, no part
     if rank == "centered":  # below all others, where they move no rank but by the ranks' number
         share, nowhere = share * (2 * n - 1) / (2 * m - 1), -torch.inf
     up, down = (torch.where(fine, x, nowhere) for x in (up, down))

@@ -23,12 +23,15 @@ checkpoint:
     key          key [2]
 
 A task whose loss or gradient is not finite has no part in the step: the others go on as if it
-weren't there, and in its place an agent is born with the next step.
+weren't there, and in its place an agent is born with the next step. Where no task is left the
+gradient is zero.
 
 Source: Oh et al. (2020), "Discovering reinforcement learning algorithms", section 4 and algorithm
 1; the critic as in GROOVE: Jackson et al. (2023).
 """
 
+import difflib
+import inspect
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -53,7 +56,7 @@ from .population import (
     extras,
     finite_mean,
     renewed,
-    require_populations,
+    require_training,
 )
 from .training import Training, descended, first_groups, first_state
 from .update_rule import UpdateRule
@@ -107,7 +110,8 @@ def lpg_training(
         trajectories), ``entropy``, ``prediction_entropy``, ``pi_hat_square``, ``y_hat_square``,
         ``value_loss``, ``gradient_norm`` and ``age``, with ``value_coeff`` ``value_explained``,
         means over the tasks whose numbers are finite, and ``bad`` bool ``[n_tasks]`` of all groups
-        in their order, which says whose are not.
+        in their order, which says whose are not. A step is differentiable in the state and in all
+        numbers here that are tensors; actions, once drawn, are data.
 
     Raises:
         ValueError: there is no population, or an option is out of range or not known.
@@ -116,7 +120,9 @@ def lpg_training(
     Source: Oh et al. (2020), algorithm 1.
     """
     fn = "lpg_training"
-    require_populations(fn, populations, updates=updates, length=length, chunk=chunk)
+    counts = {"updates": updates, "length": length, "chunk": chunk}
+    require_training(fn, rule, populations, optimizer, **counts)
+    _require_coefficients(fn, regularizers)
     require_average(fn, average)
     if task_clip is not None:
         require_real(fn, "task_clip", task_clip, above=0.0)
@@ -138,7 +144,7 @@ def lpg_training(
         loss, after, metrics = judge(
             value_coeff, regularizers, state, trajectories, rng.fold_in(key, "validation")
         )
-        return loss, (detach(after), metrics)
+        return loss, (after, metrics)
 
     differentiated = value_and_grad(objective, has_aux=True)
 
@@ -184,13 +190,26 @@ def lpg_training(
             for name in metrics[0].keys()
         }
         assert total is not None
-        mean = tree.map(lambda x: x / fine.sum(), total)  # NaN where nobody is left
+        mean = tree.map(lambda x: x / fine.sum().clamp(min=1), total)
         ages = torch.cat([group["agents"]["age"].double() for group in groups.values()])
         columns |= {"gradient_norm": tree.norm(mean), "age": finite_mean(ages, fine), "bad": ~fine}
         after = descended(state, optimizer, mean, average, by_kind(groups))
-        return detach(after), detach(tree.new(columns))
+        return after, tree.new(columns)
 
     return Training(init, step)
+
+
+def _require_coefficients(fn: str, regularizers: dict[str, Any]) -> None:
+    """Refuse keywords that are no regularizer's coefficient."""
+    parameters = inspect.signature(losses.lpg_regularizer_loss).parameters
+    known = [name for name in parameters if name.endswith("_coeff")]
+    for name in regularizers:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"{fn}: {name} is no option, expected one of {', '.join(known)}; the nearest is "
+                f"{near!r}"
+            )
 
 
 def _weighted(params: TensorDict, slopes: TensorDict, share: Tensor, fine: Tensor) -> TensorDict:
@@ -295,7 +314,7 @@ def _judge(
         "earned": state["earned"] + earned,
         "episodes": state["episodes"] + episodes,
     }
-    return loss, tree.new(after), detach(tree.new(metrics))
+    return loss, tree.new(after), tree.new(metrics)
 
 
 def _value_loss(td: TensorDict, targets: TensorDict, value_coeff: float | Tensor) -> TensorDict:

@@ -1,6 +1,7 @@
 """Ways to meta-train: each goes on with the same bits, and a task that breaks is named."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -67,3 +68,19 @@ def test_a_task_that_breaks_stops_the_run_or_is_left_out_as_the_user_chose(tmp_p
     after = load(files.newest(folder))
     assert all(x.isfinite().all() for x in tree.leaves(after))
     assert after["agents", "small", "age"].tolist()[1] == 2  # born anew with the third step
+
+
+@pytest.mark.parametrize("method", ["gradient", "es", "pes"])
+def test_a_step_without_a_good_task_leaves_the_rule_finite(method, tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = ["--levels", "small", "--lifetime", "60", "--method", method]
+    assert main(tiny("--steps", 1, "--out", folder, *words)) == 0
+    for task in range(3):
+        poison(folder, task)
+    resume = ["lpg", "--resume", str(folder), "--steps", "3"]
+    assert main([*resume, "--on-bad", "skip"]) == 0
+    assert "step 2 went on without tasks small[0], small[1], small[2]" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "reward" not in rows[1] and math.isfinite(rows[2]["reward"])
+    after = load(files.newest(folder))
+    assert all(x.isfinite().all() for x in tree.leaves(after["rule"]))

@@ -221,6 +221,14 @@ def test_a_bad_pair_has_no_part_under_any_rank(rank):
     torch.testing.assert_close(found["w"], alone["w"])
 
 
+@pytest.mark.parametrize("rank", [None, "pair", "centered"])
+def test_no_pair_no_gradient(rank):
+    noise = tree.new({"w": rng.normal(rng.key(4), (4, 3), dtype=torch.float64)}, (4,))
+    nothing = torch.full((4,), torch.nan, dtype=torch.float64)
+    found, fine = ascent(nothing, nothing, [noise], 0.3, rank)
+    assert not fine.any() and torch.equal(found["w"], torch.zeros(3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("updates", [1, 4, 5, 9, 10, 14])
 def test_the_end_of_a_life_is_that_of_its_scores(updates):
     rewards = rng.normal(rng.key(2), (1, updates), dtype=torch.float64)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paramtree import optim, rng, tree
+from paramtree import grad, optim, rng, tree
 from paramtree.envs import level_distribution
 from paramtree.meta import lpg_network, lpg_population, lpg_rule, lpg_training
 
@@ -11,8 +11,8 @@ WORLDS = {name: level_distribution(name) for name in ("small", "sparse")}
 NETWORK = lpg_network(4, 6, cell="gru", n_embedding=3, gamma_input=False, activation=torch.relu)
 
 
-def training(optimizer=None, groups=("small",), n_tasks=3, full_stop=True, **options):
-    sizes = {"n_prediction": 4, "workers": 2, "lifetime": 6}
+def training(optimizer=None, groups=("small",), n_tasks=3, full_stop=True, lifetime=6, **options):
+    sizes = {"n_prediction": 4, "workers": 2, "lifetime": lifetime}
     populations = {name: lpg_population(WORLDS[name], n_tasks, **sizes) for name in groups}
     rule = lpg_rule(NETWORK, full_stop=full_stop)
     options = {"updates": 2, "length": 5, **options}
@@ -78,6 +78,44 @@ def test_the_meta_gradient_is_that_of_the_loss(options):
             ends.append(float(train.step(moved)[1]["loss"]))
         central = (ends[0] - ends[1]) / 2e-5
         assert float((slope[path] * direction).sum()) == pytest.approx(central, rel=1e-4, abs=1e-9)
+
+
+def test_steps_are_differentiable_in_the_numbers_they_were_made_with():
+    """Two steps, with clips in them, against central differences."""
+    numbers = {"gamma": 0.9, "lmbda": 0.8, "value_coeff": 0.3, "policy_entropy_coeff": 0.1}
+    hyper = {k: torch.tensor(x, dtype=torch.float64) for k, x in numbers.items()}
+    head = rng.normal(rng.key(11), (1, 6), dtype=torch.float64)
+
+    def outcome(hyper):
+        train = training(full_stop=False, lifetime=60, task_clip=0.5, **hyper)
+        state, told = double(train.init(rng.key(0))), 0.0
+        state = tree.replace(state, {"rule.pi_hat.weight": head})
+        for _ in range(2):
+            state, metrics = train.step(state)
+            told = told + metrics["loss"] + metrics["value_loss"]
+        leaves = enumerate(tree.leaves(state["rule"]))
+        return told + sum(
+            (x * rng.normal(rng.fold_in(rng.key(3), i), tuple(x.shape), dtype=x.dtype)).sum()
+            for i, x in leaves
+        )
+
+    slope = grad(outcome)(hyper)
+    for name, x in hyper.items():
+        ends = [outcome({**hyper, name: x + h}) for h in (1e-6, -1e-6)]
+        central = (ends[0] - ends[1]) / 2e-6
+        assert slope[name] != 0
+        assert slope[name].item() == pytest.approx(central.item(), rel=1e-6, abs=1e-8)
+
+
+def test_a_step_in_which_no_task_is_finite_leaves_the_rule():
+    train = training()
+    state = train.init(rng.key(0))
+    path = ("agents", "small", "level", "table", "reward")
+    after, metrics = train.step(tree.replace(state, {path: state[path] * torch.nan}))
+    assert metrics["bad"].all() and equal(after["rule"], state["rule"])
+    final, metrics = train.step(after)
+    assert not metrics["bad"].any() and metrics["reward"].isfinite()
+    assert final["agents", "small", "age"].tolist() == [2, 2, 2]  # all born anew
 
 
 def test_what_predictions_fail_to_tell_is_added():
