@@ -104,8 +104,8 @@ class Objective:
     """What the rule is trained for, and how."""
 
     method: Literal["gradient", "es", "pes"] = "gradient"
-    """The gradient through the updates of a meta-step; evolution strategies over whole lives; or
-    persistent ones, over as many updates."""
+    """The gradient through the updates of a meta-step; evolution strategies over whole lives, for
+    which GROOVE's rate is 0.01, with a decay of 0.999; or persistent ones, over as many updates."""
     validation: Literal["last", "all"] = "last"
     """Whose policy gradient the rule descends: that of the agents after the last update of a
     meta-step, or after each."""
@@ -204,7 +204,8 @@ class EvalOptions:
     """Train fresh agents with rules on held-out levels, learned ones and ones written by hand."""
 
     checkpoint: Annotated[Positional[str | None], arg(metavar="RULE")] = None
-    """Folder of a run, one of its checkpoints, or the name of a rule that comes with paramtree."""
+    """Folder of a run, one of its checkpoints, the name of a rule that comes with paramtree, or the
+    path of a rule's card."""
     against: tuple[str, ...] = ()
     """Whom it is compared with: a2c, ppo, dpo, reinforce, vtrace, q_lambda, sarsa_lambda, random,
     optimal, or another learned rule, named like RULE; none for a2c, random and optimal."""
@@ -223,7 +224,8 @@ class EvalOptions:
     seed: int = 0
     """Seed of the levels and of everything else."""
     out: Folder = None
-    """Folder for summary.json, results.json and curve.png; None for the table alone."""
+    """Folder for summary.json, results.json and curve.png, where the same command goes on after
+    Ctrl-C; None for the table alone."""
     threads: int | None = None
     """Threads of each operation; None for one a processor."""
     device: str = "cpu"
@@ -293,7 +295,9 @@ PRESETS: dict[str, LpgOptions] = {
         ),
         evaluation=Evaluation(evaluate=128, evaluate_updates=250, evaluate_workers=16),
     ),
-    "groove": LpgOptions(),
+    "groove": LpgOptions(
+        network=Network(initialization="flax"), curricula=Curricula(curriculum="groove")
+    ),
     "paper": LpgOptions(
         preset="paper",
         levels=(*_GRID_WORLDS, *_CHAINS),
