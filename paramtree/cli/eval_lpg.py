@@ -1,6 +1,8 @@
 """``paramtree eval-lpg``: trains fresh agents with rules on levels that no training has seen."""
 
+import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +10,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from tensordict import TensorDict, TensorDictBase
 
-from .. import meta, tree
+from .. import __version__, meta, tree
 from ..checkpoint import load
 from . import evaluation, plots, summary
 from . import folder as files
@@ -31,8 +33,9 @@ class Learned(NamedTuple):
     name: str
     length: int
     workers: int
+    rule: meta.UpdateRule
     params: TensorDict
-    options: LpgOptions | None  # of its run; None for one that comes with the library
+    made: LpgOptions | dict[str, Any]  # the options of its run, or its card
 
 
 def run(options: EvalOptions) -> None:
@@ -49,7 +52,7 @@ def run(options: EvalOptions) -> None:
     set_up(1 if options.threads is None else options.threads, options.device)
     if options.out is not None:
         require_no_results(options.out)
-    setting, parts = contest(options)
+    setting, parts, mark = contest(options)
     if options.out is not None:  # before the long work, which would be lost
         with refusing():
             options.out.mkdir(parents=True, exist_ok=True)
@@ -57,26 +60,33 @@ def run(options: EvalOptions) -> None:
 
         def watch() -> None:
             if interrupt.asked:
-                raise Stopped("stopped in the evaluation; nothing was written")
+                kept = "nothing was written" if options.out is None else "the same command goes on"
+                raise Stopped(f"stopped in the evaluation; {kept}")
 
-        results, _ = evaluation.contest(parts, console, watch=watch)
+        results, earlier = evaluation.contest(
+            parts,
+            console,
+            watch=watch,
+            cache=None if options.out is None else options.out / files.EVALUATION,
+            marks={part.name: mark for part in parts},
+        )
     found = summary.summarized(results, options.reference)
     console.print(summary.table(found, evaluation.title(setting), options.reference))
     if options.out is not None:
         plots.write(options.out / files.CURVE, plots.lpg_figure([], evaluation.curves(results)))
         files.write_json(options.out / files.RESULTS, evaluation.raw(results))
-        seconds = {"seconds": round(time.monotonic() - began, 3)}
+        seconds = {"seconds": round(earlier + time.monotonic() - began, 3)}
         files.write_json(options.out / files.SUMMARY, {**found, **seconds})
 
 
-def contest(options: EvalOptions) -> tuple[Setting, list[Part]]:
+def contest(options: EvalOptions) -> tuple[Setting, list[Part], str]:
     """Who meets on which levels.
 
     Args:
         options: the options.
 
     Returns:
-        ``(setting, parts)``.
+        ``(setting, parts, mark)``; the mark is another where a result may be.
 
     Raises:
         Refused: nobody is named, a name is not known, one comes twice, the reference isn't among
@@ -84,9 +94,9 @@ def contest(options: EvalOptions) -> tuple[Setting, list[Part]]:
     """
     if options.checkpoint is None and not options.against:
         raise Refused("no rule is given; name one, or some with --against a2c ppo")
-    first = None if options.checkpoint is None else find(options.checkpoint, options.device)
+    first = None if options.checkpoint is None else _find(options, options.checkpoint)
     length, workers = (_LENGTH, _WORKERS) if first is None else (first.length, first.workers)
-    others = {n: find(n, options.device) for n in options.against if n not in _BY_HAND}
+    others = {n: _find(options, n) for n in options.against if n not in _BY_HAND}
     names = _told_apart({n: rule.name for n, rule in others.items()})
     with refusing():
         setting = evaluation.held_out(
@@ -113,7 +123,21 @@ def contest(options: EvalOptions) -> tuple[Setting, list[Part]]:
         raise Refused(f"the rules are {', '.join(names)}, expected names that differ")
     if options.reference not in names and options.reference != "a2c":
         raise Refused(f"--reference is {options.reference!r}, expected one of {', '.join(names)}")
-    return setting, parts
+    rules = [*others.values()] if first is None else [first, *others.values()]
+    return setting, parts, _mark(options, rules)
+
+
+def _mark(options: EvalOptions, rules: Sequence[Learned]) -> str:
+    """What results depend on, in short: the options, and the learned rules."""
+    told = [__version__, replace(options, out=None), *[rule.made for rule in rules]]
+    digest = hashlib.sha256(repr(told).encode())
+    for leaf in (leaf for rule in rules for leaf in tree.leaves(rule.params)):
+        digest.update(leaf.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _find(options: EvalOptions, name: str) -> Learned:
+    return find(name, options.device, _BY_HAND)
 
 
 def _told_apart(names: dict[str, str]) -> dict[str, str]:
@@ -124,29 +148,55 @@ def _told_apart(names: dict[str, str]) -> dict[str, str]:
 
 def _trained(rule: Learned, setting: Setting) -> list[Part]:
     """A run's rule as it is now and as it was in the beginning, or one that comes with it."""
-    if rule.options is None:
-        return [_learner("trained", rule, setting)]
-    return contestants(rule.options, rule.params, setting)[:2]
+    if isinstance(rule.made, LpgOptions):
+        return contestants(rule.made, rule.params, setting)[:2]
+    return [_learner("trained", rule, setting)]
 
 
 def _learner(name: str, rule: Learned, setting: Setting) -> Part:
-    if rule.options is not None:
-        own = learned(rule.options, setting)
-        return evaluation.learner(name, setting, *own, rule.params)
-    card = meta.rule_card(rule.name)
-    agents = {**card["agents"], "workers": setting.workers}
+    return evaluation.learner(name, setting, habitat_of(rule, setting), rule.rule, rule.params)
+
+
+def habitat_of(rule: Learned, setting: Setting) -> meta.Habitat:
+    """Agents that fit a rule.
+
+    Args:
+        rule: the rule.
+        setting: where they live.
+
+    Returns:
+        The kind of agents.
+    """
+    if isinstance(rule.made, LpgOptions):
+        return learned(rule.made, setting)[0]
+    agents = {**rule.made["agents"], "workers": setting.workers}
     if setting.world.n_states is None:  # a card's rates are those of tables
         agents |= {"actor_rate": None, "prediction_rate": None}
-    habitat = meta.lpg_population(setting.world, 1, **agents).habitat
-    return evaluation.learner(name, setting, habitat, meta.load_rule(rule.name)[0], rule.params)
+    return meta.lpg_population(setting.world, 1, **agents).habitat
 
 
-def find(name: str, device: str) -> Learned:
+def is_card(path: Path) -> bool:
+    """Whether a path is that of a card, or the name of a rule that may come with the library.
+
+    Args:
+        path: where something is, or what it is called.
+
+    Returns:
+        Whether it's so; False for what is there and no card.
+    """
+    if path.suffix == ".json":
+        return not path.is_dir()
+    return not path.exists() and len(path.parts) == 1 and not path.suffix
+
+
+def find(name: str, device: str, others: Sequence[str] = ()) -> Learned:
     """A learned rule, by where it is or what it is called.
 
     Args:
-        name: a run's folder, a checkpoint, or the name of a rule that comes with the library.
+        name: a run's folder, a checkpoint, the name of a rule that comes with the library, or the
+            path of a card.
         device: where its parameters go.
+        others: names that are known beside, for the message.
 
     Returns:
         The rule.
@@ -155,22 +205,24 @@ def find(name: str, device: str) -> Learned:
         Refused: there is none, or what is there isn't one.
     """
     path = Path(name)
-    if not path.exists() and len(path.parts) == 1 and not path.suffix:
+    if is_card(path):
         try:
             card = meta.rule_card(name)
-        except ValueError as error:
-            hand = ", ".join(_BY_HAND)
+            rule, params = meta.load_rule(name, device=device)
+        except (ValueError, OSError) as error:
+            if path.suffix:
+                raise Refused(str(error)) from error
+            known = f" and none of {', '.join(others)}" if others else ""
             raise Refused(
-                f"{name!r} is no run, no checkpoint and none of {hand}; as a rule that comes with "
-                f"paramtree: {error}"
+                f"{name!r} is no run, no checkpoint{known}; as a rule that comes with paramtree: "
+                f"{error}"
             ) from None
-        with refusing():
-            params = meta.load_rule(name, device=device)[1]
-        ran = card.get("options", {})
+        length = card["options"].get("length", _LENGTH)
         workers = card["agents"].get("workers", _WORKERS)
-        return Learned(name, int(ran.get("--length", _LENGTH)), workers, params, None)
+        return Learned(path.stem, length, workers, rule, params, card)
     options, params = saved_rule(path, device)
-    return Learned(path.name, options.length, options.agents.workers, params, options)
+    workers = options.agents.workers
+    return Learned(path.name, options.length, workers, make_rule(options), params, options)
 
 
 def require_no_results(out: Path) -> None:

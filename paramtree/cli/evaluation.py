@@ -15,6 +15,7 @@ Symbols: n levels, U updates of a life.
 """
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -265,7 +266,7 @@ def contest(
     """
     results, earlier = {}, 0.0
     for part in parts:
-        path = None if cache is None else cache / f"{part.name}.safetensors"
+        path = None if cache is None else cache / _file(part.name)
         mark = (marks or {}).get(part.name)
         found = None if path is None else _kept(path, mark)
         if found is not None:
@@ -277,6 +278,12 @@ def contest(
             path.parent.mkdir(exist_ok=True)
             save(path, results[part.name], metadata={"mark": mark, "seconds": seconds})
     return results, earlier
+
+
+def _file(name: str) -> str:
+    """Of a contestant, whose name may be a path."""
+    plain = name if name.isidentifier() else hashlib.sha256(name.encode()).hexdigest()
+    return f"{plain}.safetensors"
 
 
 def _played(part: Part, console: Console, watch: Callable[[], None]) -> tuple[TensorDict, float]:

@@ -14,11 +14,13 @@ where targets and predictions are those of tabular grid worlds, whose values are
 """
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from . import folder as files
 from . import look_agent, look_rule, plots
+from .eval_lpg import is_card
 from .look_options import LookOptions
 from .outcome import Refused, refusing
 from .places import require_place
@@ -41,7 +43,9 @@ def run(options: LookOptions) -> None:
     """
     console, out, path = Console(), _folder(options), options.checkpoint
     set_up(1 if options.threads is None else options.threads, options.device)
-    config = files.read_config(path) if path.is_dir() else read_checkpoint(path)[1]
+    config: dict[str, Any] = {"command": "lpg"}  # of a rule's card
+    if not is_card(path):
+        config = files.read_config(path) if path.is_dir() else read_checkpoint(path)[1]
     command = str(config.get("command"))
     if command not in _KINDS:
         known = ", ".join(sorted(_KINDS))

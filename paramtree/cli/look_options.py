@@ -14,7 +14,8 @@ class LookOptions:
     """Draw what a run has learned: a rule and its agents, or an agent before and after learning."""
 
     checkpoint: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Folder of a run of lpg, ppo or sac, or one of its checkpoints."""
+    """Folder of a run of lpg, ppo or sac, one of its checkpoints, the name of a rule that comes
+    with paramtree, or the path of a rule's card."""
     levels: str = "small"
     """For lpg, distribution over levels, by name."""
     count: int = 3

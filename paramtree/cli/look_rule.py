@@ -18,13 +18,13 @@ from ..envs import optimal_return
 from ..meta.lives import episodes, first_returns
 from . import evaluation, plots
 from . import folder as files
-from .eval_lpg import saved_rule
+from .eval_lpg import find, habitat_of
 from .interrupt import interrupts
 from .look_options import LookOptions
 from .outcome import Refused, Stopped, refusing
 from .plot import evaluated
 from .progress import progress
-from .training import learned, named_world
+from .training import named_world
 
 _CHOICE = 4  # levels that are drawn for each that is looked at
 _SHOWN = 100  # steps of an episode in a picture
@@ -48,7 +48,8 @@ def look(
         Refused: wrong use.
         Stopped: the user asked for an end.
     """
-    trained, params = saved_rule(options.checkpoint, options.device)
+    trained = find(str(options.checkpoint), options.device)
+    rule, params = trained.rule, trained.params
     _require_numbers(options)
     with refusing():
         setting = evaluation.held_out(
@@ -58,9 +59,9 @@ def look(
             options.device,
             updates=max(1, *options.ages),
             length=trained.length,
-            workers=trained.agents.workers if options.workers is None else options.workers,
+            workers=trained.workers if options.workers is None else options.workers,
         )
-        habitat, rule = learned(trained, setting)
+        habitat = habitat_of(trained, setting)
         setting = setting._replace(levels=_rewarding(setting, options.count))
     ready()
     agents = _agents(options, setting, habitat, rule, params, console)

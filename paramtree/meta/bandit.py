@@ -102,7 +102,7 @@ def bandit_update(state: TensorDict, arm: Tensor, result: Tensor, over: Tensor) 
 
     Args:
         state: the state.
-        arm: int64 ``[n]``, the arm of each life.
+        arm: int64 ``[n]``, the arm of each life; a number that is no arm's is left out.
         result: float ``[n]``, how good it was; one that isn't finite is left out.
         over: bool ``[n]``, which lives have ended.
 
@@ -111,7 +111,15 @@ def bandit_update(state: TensorDict, arm: Tensor, result: Tensor, over: Tensor) 
 
     Raises:
         ValueError: shapes differ.
+        TypeError: a dtype is another.
     """
+    for name, value, fits, wanted in (
+        ("arm", arm, arm.dtype == torch.int64, "torch.int64"),
+        ("result", result, result.is_floating_point(), "a float dtype"),
+        ("over", over, over.dtype == torch.bool, "torch.bool"),
+    ):
+        if not fits:
+            raise TypeError(f"bandit_update: {name} is {value.dtype}, expected {wanted}")
     for name, value in (("result", result), ("over", over)):
         if value.shape != arm.shape:
             got, wanted = tuple(value.shape), tuple(arm.shape)

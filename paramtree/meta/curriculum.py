@@ -27,7 +27,7 @@ from torch import Tensor
 from .. import rng, tree
 from ..autodiff import vmap
 from ..rng.philox import is_plain
-from ._check import require_count
+from ._check import require_count, require_real
 
 Sample = Callable[[Tensor], TensorDict]
 Score = Callable[[TensorDict, Tensor], Tensor]  # (agents [n], keys [n, 2]) -> [n]
@@ -115,7 +115,7 @@ def prioritized_level_replay(
 
     Raises:
         ValueError: a number is out of range, or the prioritization another.
-        TypeError: ``size`` isn't an int.
+        TypeError: ``size`` isn't an int, or another number is none.
 
     Source: Jiang et al. (2021), "Prioritized level replay", sections 3.1 and 3.2; Jackson et al.
     (2023), section 3.
@@ -202,8 +202,8 @@ def replay_chances(
         P = (1 - staleness) P_S + staleness P_C
         P_S ~ rank(S)^(-1 / temperature)   or   max(S, 0)^(1 / temperature),     P_C ~ age
 
-    over the eligible levels; rank 1 is the highest score, and of equal ones the first. Where all
-    weights of P_S are 0 it's uniform; where all ages are 0, P is P_S.
+    over the eligible levels; rank 1 is the highest score, and of equal ones the first; NaN is below
+    all numbers. Where all weights of P_S are 0 it's uniform; where all ages are 0, P is P_S.
 
     Args:
         score: float ``[size]``.
@@ -217,15 +217,27 @@ def replay_chances(
         float64 ``[size]``, 0 where not eligible; sums to 1 if any is.
 
     Raises:
-        ValueError: a number is out of range, or the prioritization another.
+        ValueError: shapes differ, a number is out of range, or the prioritization another.
+        TypeError: ``eligible`` isn't bool, or a number is none.
 
     Source: Jiang et al. (2021), equations 2 to 4.
     """
-    _require_shares("replay_chances", staleness=staleness)
-    _require_order("replay_chances", prioritization, temperature)
+    fn = "replay_chances"
+    _require_shares(fn, staleness=staleness)
+    _require_order(fn, prioritization, temperature)
+    if score.ndim != 1:
+        raise ValueError(f"{fn}: score has shape {tuple(score.shape)}, expected [size]")
+    for name, value in (("age", age), ("eligible", eligible)):
+        if value.shape != score.shape:
+            got, wanted = tuple(value.shape), tuple(score.shape)
+            raise ValueError(f"{fn}: {name} has shape {got}, expected {wanted} (from score)")
+    if eligible.dtype != torch.bool:
+        raise TypeError(f"{fn}: eligible is {eligible.dtype}, expected bool")
     score = score.double()
+    score = score.masked_fill(score.isnan(), -torch.inf)
     if prioritization == "rank":
-        order = score.masked_fill(~eligible, -torch.inf).argsort(descending=True, stable=True)
+        order = score.argsort(descending=True, stable=True)
+        order = order[(~eligible)[order].long().argsort(stable=True)]  # all eligible ones first
         weight = 1.0 / (order.argsort() + 1.0).double()
     else:
         # whoever is out of the race may not be as large as the power of a number can get
@@ -315,6 +327,7 @@ def _require_over(fn: str, agents: TensorDict, over: Tensor) -> None:
 
 def _require_shares(fn: str, **shares: float) -> None:
     for name, value in shares.items():
+        require_real(fn, name, value)
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{fn}: {name} is {value}, expected a number in [0, 1]")
 
@@ -327,5 +340,4 @@ def _require_order(fn: str, prioritization: str, temperature: float) -> None:
             f"{fn}: prioritization is {prioritization!r}, expected one of {', '.join(known)}; the "
             f"nearest is {near!r}"
         )
-    if not temperature > 0.0:
-        raise ValueError(f"{fn}: temperature is {temperature}, expected more than 0")
+    require_real(fn, "temperature", temperature, above=0.0)

@@ -57,7 +57,7 @@ from .population import (
     extras,
     finite_mean,
     renewed,
-    require_populations,
+    require_training,
 )
 from .training import Training, descended, first_groups, first_state
 from .update_rule import UpdateRule
@@ -120,13 +120,14 @@ def es_training(
     Source: Jackson et al. (2024), section 4.2 and appendix.
     """
     fn = "es_training"
-    require_populations(fn, populations, length=length, horizon=horizon, chunk=chunk)
+    descent = groove_optimizer() if optimizer is None else optimizer
+    counts = {"length": length, "horizon": horizon, "chunk": chunk}
+    require_training(fn, rule, populations, descent, **counts)
     require_widths(fn, sigma=sigma, sigma_decay=sigma_decay, sigma_limit=sigma_limit)
     require_average(fn, average)
     require_one_of(fn, "rank", rank, RANKS)
     require_one_of(fn, "basis", basis, BASES)
     require_one_of(fn, "score", score, ("final", "lifetime", "return"))
-    descent = groove_optimizer() if optimizer is None else optimizer
 
     def init(key: Tensor) -> TensorDict:
         width = torch.tensor(float(sigma), device=key.device)

@@ -112,10 +112,12 @@ def _optimizer(habitat: Habitat, hyper: TensorDict | None) -> Transform:
 
 
 def _lifetime(bounds: int | tuple[int, int], key: Tensor) -> Tensor:
-    low, high = bounds if isinstance(bounds, tuple | list) else (bounds, bounds)
-    require_count("birth", "lifetime", low)
-    if not low <= high:
+    both = bounds if isinstance(bounds, tuple | list) else (bounds, bounds)
+    for bound in both:
+        require_count("birth", "lifetime", bound)
+    if len(both) != 2 or both[0] > both[1]:
         raise ValueError(f"birth: lifetime is {bounds}, expected (low, high)")
+    low, high = both
     if isinstance(bounds, int):
         return torch.full((), bounds, dtype=torch.int64, device=key.device)
     drawn = rng.uniform(key, (), math.log(low), math.log(high + 1)).exp().to(torch.int64)

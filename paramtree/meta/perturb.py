@@ -146,7 +146,8 @@ def difference(up: Tensor, down: Tensor, rank: str | None) -> Tensor:
     if rank == "centered":
         both = torch.cat((up, down)).detach()
         other = both.unsqueeze(1)  # [n, 1]
-        below = (other < both).sum(0) + ((other == both).sum(0) - 1) / 2
+        wide = torch.promote_types(up.dtype, torch.float32)  # bfloat16 can't count to 257
+        below = (other < both).sum(0).to(wide) + ((other == both).sum(0) - 1).to(wide) / 2
         ranks = (below / (both.numel() - 1) - 0.5).to(up.dtype)
         return ranks[: up.numel()] - ranks[up.numel() :]
     return up - down

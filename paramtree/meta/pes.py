@@ -53,7 +53,7 @@ from .population import (
     extras,
     finite_mean,
     renewed,
-    require_populations,
+    require_training,
 )
 from .training import Training, descended, first_groups, first_state
 from .update_rule import UpdateRule
@@ -262,12 +262,12 @@ def pes_training(
     Source: Vicol et al. (2021), algorithm 2.
     """
     fn = "pes_training"
-    require_populations(fn, populations, updates=updates, length=length)
+    descent = groove_optimizer() if optimizer is None else optimizer
+    require_training(fn, rule, populations, descent, updates=updates, length=length)
     require_widths(fn, sigma=sigma, sigma_decay=sigma_decay, sigma_limit=sigma_limit)
     require_real(fn, "sigma_limit", sigma_limit, above=0.0)
     require_average(fn, average)
     require_one_of(fn, "score", score, ("lifetime", "final"))
-    descent = groove_optimizer() if optimizer is None else optimizer
 
     def init(key: Tensor) -> TensorDict:
         width = torch.tensor(float(sigma), device=key.device)

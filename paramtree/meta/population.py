@@ -3,6 +3,7 @@
 Symbols: n the number of agents.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .. import rng, tree
 from ..autodiff import vmap
+from ..autodiff.gradients import kind_of
 from ..model import Model
 from ..optim import Transform
 from ..rng.philox import is_plain
@@ -183,18 +185,29 @@ def finite_mean(x: Tensor, fine: Tensor) -> Tensor:
     return torch.where(fine, x, 0.0).sum() / fine.sum()
 
 
-def require_populations(fn: str, populations: Any, **counts: int | None) -> None:
-    """Refuse a training without populations, or with a size below 1.
+def require_training(
+    fn: str, rule: Any, populations: Any, optimizer: Any, **counts: int | None
+) -> None:
+    """Refuse a training without rule, populations or optimizer, or with a size below 1.
 
     Args:
         fn: name of the function that was called.
+        rule: the rule.
         populations: by group.
+        optimizer: transform of the rule's gradients.
         counts: sizes by name; None is one too.
 
     Raises:
         ValueError: there is no population, or a size is below 1.
         TypeError: an argument is of another kind.
     """
+    if not isinstance(rule, UpdateRule):
+        raise TypeError(f"{fn}: rule is {kind_of(rule)}, expected an UpdateRule")
+    if not isinstance(optimizer, Transform):
+        raise TypeError(f"{fn}: optimizer is {kind_of(optimizer)}, expected a Transform")
+    if not isinstance(populations, Mapping):
+        got = kind_of(populations)
+        raise TypeError(f"{fn}: populations is {got}, expected {{group: Population}}")
     if not populations:
         raise ValueError(f"{fn}: no populations given, expected {{group: Population}}")
     for name, population in populations.items():

@@ -19,6 +19,7 @@ from torch.distributions import Categorical
 
 from .. import rng, tree
 from ..autodiff import vmap
+from ._check import require_count
 from .inner_loop import train_agent
 from .lifetime import Habitat, birth
 from .lives import episode_return
@@ -61,8 +62,11 @@ def lifetime_scores(
 
     Raises:
         ValueError: ``updates`` or ``length`` is below 1, the horizon is negative, or the levels
-            have another batch size.
+            have another batch size or there are none.
+        TypeError: one of these numbers isn't an int.
     """
+    if not isinstance(horizon, int):
+        raise TypeError(f"lifetime_scores: horizon is {horizon!r}, expected an int")
     if horizon < 0:
         raise ValueError(f"lifetime_scores: horizon is {horizon}, expected at least 0")
     agents, rewards = _lived(
@@ -114,7 +118,9 @@ def reward_curve(
         ``[n, updates]``, the ``rewards`` of ``lifetime_scores``.
 
     Raises:
-        ValueError: ``updates`` or ``length`` is below 1, or the levels have another batch size.
+        ValueError: ``updates`` or ``length`` is below 1, or the levels have another batch size or
+            there are none.
+        TypeError: one of these numbers isn't an int.
     """
     options = (updates, length, dist_class, hypers, report)
     return _lived("reward_curve", habitat, rule, rule_params, levels, key, options)[1]
@@ -132,11 +138,11 @@ def _lived(
     """Agents at the end of their lives, and their rewards ``[n, updates]``."""
     updates, length, dist_class, hypers, report = options
     tree.require_tree(fn, "levels", levels)
-    if len(levels.batch_size) != 1:
-        sizes = f"{list(levels.batch_size)}, expected [n]"
+    if len(levels.batch_size) != 1 or not levels.batch_size[0]:
+        sizes = f"{list(levels.batch_size)}, expected [n] with n of at least 1"
         raise ValueError(f"{fn}: levels has batch size {sizes}")
-    if updates < 1:
-        raise ValueError(f"{fn}: updates is {updates}, expected at least 1")
+    for name, number in (("updates", updates), ("length", length)):
+        require_count(fn, name, number)
     n = levels.batch_size[0]
     born, lived = rng.fold_in(key, "birth"), rng.fold_in(key, "life")
     newborn = partial(birth, habitat._replace(lifetime=updates), rule)

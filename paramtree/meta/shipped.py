@@ -32,11 +32,13 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from .. import rng, tree
+from ..autodiff.gradients import kind_of
 from .lpg import lpg_network, lpg_rule
 from .update_rule import UpdateRule
 
 WEIGHTS = Path(__file__).parent / "weights"
 _DTYPES = {"F32": torch.float32, "F64": torch.float64}
+_ENTRIES = {"network": dict, "rule": dict, "agents": dict, "options": dict, "sha256": str}
 _File = str | os.PathLike[str]
 
 
@@ -54,15 +56,18 @@ def load_rule(
         ``(rule, params)``.
 
     Raises:
-        ValueError: there is no rule of that name, the files don't belong together, or the
-            parameters aren't those of the card's network.
+        ValueError: there is no rule of that name, the card is damaged, the files don't belong
+            together, or the parameters aren't those of the card's network.
+        TypeError: the name is no text and no path.
         OSError: a file can't be read.
     """
     path, card = _card("load_rule", name)
-    chosen = dict(card["network"])
-    activation = chosen.pop("activation", None)
-    chosen["activation"] = None if activation is None else getattr(torch, activation)
-    rule = lpg_rule(lpg_network(**chosen), **card["rule"])
+    try:
+        rule = _made(card)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"load_rule: name is {str(path)!r}, expected a card whose rule can be made: {error}"
+        ) from error
     blob = path.with_suffix(".safetensors").read_bytes()
     if hashlib.sha256(blob).hexdigest() != card["sha256"]:
         beside = str(path.with_suffix(".safetensors"))
@@ -92,7 +97,8 @@ def rule_card(name: _File) -> dict[str, Any]:
         The card, as this file's first lines have it.
 
     Raises:
-        ValueError: there is no rule of that name.
+        ValueError: there is no rule of that name, or the card is damaged.
+        TypeError: the name is no text and no path.
         OSError: the card can't be read.
     """
     return _card("rule_card", name)[1]
@@ -100,6 +106,10 @@ def rule_card(name: _File) -> dict[str, Any]:
 
 def _card(fn: str, name: _File) -> tuple[Path, dict[str, Any]]:
     """A card and its path."""
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(
+            f"{fn}: name is {kind_of(name)}, expected the name of a rule or the path of a card"
+        )
     text = os.fspath(name)
     if text.endswith(".json"):
         path = Path(text)
@@ -112,7 +122,27 @@ def _card(fn: str, name: _File) -> tuple[Path, dict[str, Any]]:
                 + (f"; the nearest is {near[0]!r}" if near else "")
                 + "; or the path of a card, *.json"
             )
-    return path, json.loads(path.read_text())
+    try:
+        card = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{fn}: name is {str(path)!r}, expected a card, and its text is no JSON: {error}"
+        ) from error
+    has = card if isinstance(card, dict) else {}
+    missing = [entry for entry, kind in _ENTRIES.items() if not isinstance(has.get(entry), kind)]
+    if missing:
+        raise ValueError(
+            f"{fn}: name is {str(path)!r}, expected a card, and it lacks {', '.join(missing)}"
+        )
+    return path, card
+
+
+def _made(card: dict[str, Any]) -> UpdateRule:
+    """The rule of a card."""
+    chosen = dict(card["network"])
+    activation = chosen.pop("activation", None)
+    chosen["activation"] = None if activation is None else getattr(torch, activation)
+    return lpg_rule(lpg_network(**chosen), **card["rule"])
 
 
 def _tensors(blob: bytes) -> dict[str, Tensor]:

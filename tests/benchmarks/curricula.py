@@ -22,7 +22,7 @@ from typing import Any
 
 import intervals
 import torch
-from lives import CACHE, as_mark, kept, learned, make_setting, read_rule, together
+from lives import CACHE, as_mark, kept, learned, make_setting, on_file, read_rule, together
 from lpg_all import TRAINING, train
 
 RESULT = Path(__file__).parent / "results" / "curricula.json"
@@ -79,7 +79,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.recompute:
-        raw = json.loads(chosen.out.read_text())
+        raw = on_file(chosen.out)
         if json.loads(json.dumps(compared(raw["worlds"]))) != raw["summary"]:
             raise SystemExit(f"{chosen.out}: its summary is not the one that its numbers give")
         print(json.dumps(raw["summary"], indent=1))

@@ -413,6 +413,18 @@ def kept(name: str, mark: Any, make: Callable[[], Any], folder: Path = CACHE) ->
     return result
 
 
+def on_file(path: Path) -> Any:
+    """Results of an earlier process, to compute figures of again.
+
+    Raises:
+        SystemExit: there are none.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path}: no results to compute figures of: {error}") from None
+
+
 def tuned(path: Path) -> tuple[dict[str, float], list[dict[str, float]]]:
     """The best configuration that tune_all.py found, and the best few of its grid."""
     if not path.exists():

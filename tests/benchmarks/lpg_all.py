@@ -52,7 +52,7 @@ RESULTS = Path(__file__).parent / "results"
 TITLE = "Learned Policy Gradient and A2C on levels of {}"
 # The command whose runs the committed figures come from; --seed and --out are added.
 TRAINING = (
-    "lpg --preset demo --levels all_shortlife --steps 1200 --meta-decay 0.999 "
+    "lpg --preset demo --levels all_shortlife --steps 1600 --meta-decay 0.999 "
     "--initialization flax --y-hat-scale 5 --value-coeff 0.05 --policy-entropy-coeff 0.03 "
     "--evaluate 0 --threads 1"
 )

@@ -56,6 +56,7 @@ from torch import Tensor
 from paramtree import Model, compose, envs, losses, meta, nn, optim, rng, td_model, tree, vmap
 
 RESULTS = Path(__file__).parent / "results"
+QUICK = Path("runs", "quick")  # for what is only there to see that it runs
 SELECTION_SEEDS = range(1000, 1005)
 SEEDS = {"cart_pole": range(2000, 2020), "catch": range(3000, 3020)}
 SAMPLES = 10_000  # of the bootstrap
@@ -385,7 +386,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    path = RESULTS / f"mgrl_control{'_quick' if options.quick else ''}.json"
+    path = (QUICK if options.quick else RESULTS) / "mgrl_control.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(path.read_text()) if path.exists() and not options.fresh else {}
     with Progress() as bars:
         for name in options.worlds:

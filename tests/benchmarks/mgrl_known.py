@@ -28,6 +28,7 @@ from torch import Tensor
 from paramtree import compose, envs, losses, meta, nn, optim, rng, td_model, tree, vmap
 
 RESULTS = Path(__file__).parent / "results"
+QUICK = Path("runs", "quick")  # for what is only there to see that it runs
 HORIZONS, STARTS, SEEDS = (5, 20), (0.5, 0.99), 5
 CHOICES = ((2.0, 3), (1.5, 5))  # R and d
 STATES = 19
@@ -282,7 +283,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    path = RESULTS / f"mgrl_known{'_quick' if options.quick else ''}.json"
+    path = (QUICK if options.quick else RESULTS) / "mgrl_known.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(path.read_text()) if path.exists() and not options.fresh else {}
     todo = parts(options.quick)
     with Progress() as bars:

@@ -37,6 +37,7 @@ from lives import (
     learned,
     live,
     make_setting,
+    on_file,
     policy_of,
     read_rule,
     rounded,
@@ -324,7 +325,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.recompute:
-        raw = json.loads(chosen.out.read_text())
+        raw = on_file(chosen.out)
         summary = json.loads(json.dumps(summarized(raw)))
         show(summary)
         if summary != raw["summary"]:

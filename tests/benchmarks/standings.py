@@ -11,7 +11,7 @@ from typing import Any
 
 import intervals
 import torch
-from lives import MEASURES
+from lives import MEASURES, on_file
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -122,9 +122,9 @@ def recompute(path: Path, title: str) -> None:
     """Show what follows from the raw numbers on file, and hold the summary there against it.
 
     Raises:
-        SystemExit: they differ.
+        SystemExit: they differ, or there are none.
     """
-    raw = json.loads(path.read_text())
+    raw = on_file(path)
     kept = raw.pop("summary")
     summary = json.loads(json.dumps(summarized(raw)))
     show(summary, title)

@@ -5,11 +5,17 @@ import json
 from dataclasses import replace
 from functools import partial
 
+import curricula
 import intervals
 import lives
+import lpg_all
+import mgrl_control
+import mgrl_known
+import prediction_probe
 import pytest
 import standings
 import torch
+import transfer
 import tune_all
 from prediction_probe import Critics, features, looks, scored
 
@@ -187,6 +193,31 @@ def test_a_summary_follows_from_the_file(tmp_path, capsys):
     path.write_text(json.dumps(kept))
     with pytest.raises(SystemExit, match="is not the one that its raw numbers give"):
         standings.recompute(path, "title")
+
+
+@pytest.mark.parametrize("script", [curricula, lpg_all, prediction_probe, transfer])
+def test_without_a_file_there_is_nothing_to_compute_again(script, tmp_path, monkeypatch):
+    path, threads = tmp_path / "none.json", str(torch.get_num_threads())
+    words = ["script", "--recompute", "--out", str(path), "--threads", threads]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match=r"none.json: no results to compute figures of: .*No such"):
+        script.main()
+
+
+@pytest.mark.parametrize("script", [mgrl_control, mgrl_known])
+def test_quick_numbers_are_not_among_the_results(script, tmp_path, monkeypatch):
+    words = ["script", "--quick", "--threads", str(torch.get_num_threads())]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "told", lambda *args: "")
+    if script is mgrl_known:
+        monkeypatch.setattr(script, "parts", lambda quick: {"a": lambda show: {}})
+    else:
+        monkeypatch.setattr(script, "part", lambda *args: {})
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
+    script.main()
+    (path,) = tmp_path.rglob("*.json")
+    assert path.relative_to(tmp_path).parts == ("runs", "quick", f"{script.__name__}.json")
 
 
 def test_what_was_made_under_the_same_mark_is_not_made_again(tmp_path):

@@ -25,6 +25,7 @@ from lives import (
     kept,
     learned,
     make_setting,
+    on_file,
     optimum,
     random_agents,
     read_rule,
@@ -93,7 +94,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.recompute:
-        for world, raw in json.loads(chosen.out.read_text())["worlds"].items():
+        for world, raw in on_file(chosen.out)["worlds"].items():
             kept_summary = raw.pop("summary")
             summary = json.loads(json.dumps(summarized(raw)))
             show(summary, world)

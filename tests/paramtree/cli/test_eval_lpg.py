@@ -1,15 +1,18 @@
 """``paramtree eval-lpg``: a saved rule on other levels."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from paramtree import meta, tree
+from paramtree import tree
 from paramtree.checkpoint import load, load_metadata, save
+from paramtree.cli import evaluation, main
 from paramtree.cli import folder as files
-from paramtree.cli import main
-from paramtree.meta import lpg_network, lpg_rule
+from paramtree.cli.outcome import Stopped
+from paramtree.meta import shipped
+from tests.benchmarks.ship_rule import ship
 
 TINY = "lpg --threads 1 --tasks 2 --workers 2 --length 3 --updates 1 --hidden 4 --steps 1".split()
 FEW = "--levels sparse --count 3 --updates 4 --threads 1".split()
@@ -85,19 +88,57 @@ def test_rules_without_a_run(tmp_path, capsys):
 
 
 def test_a_rule_that_comes_with_paramtree(finished, tmp_path, monkeypatch):
-    """It is known by its name, and its agents by its card."""
-    state = load(files.newest(finished))
-    rule = lpg_rule(
-        lpg_network(8, 4, cell="gru", gamma_input=False, activation=torch.relu), gamma=0.99
-    )
-    card = {"agents": {"n_prediction": 8}, "options": {"--length": 3}}
-    monkeypatch.setattr(meta, "rule_card", lambda name: card)
-    monkeypatch.setattr(meta, "load_rule", lambda name, device="cpu": (rule, state["average"]))
+    """It is known by its name or its card's path, which has its agents and their pace."""
+    card = ship(finished, "tiny", tmp_path / "weights")
+    monkeypatch.setattr(shipped, "WEIGHTS", card.parent)
     words = [*FEW, "--workers", "2", "--against", "random"]
-    for name, rule_of in (("a", "lpg-small"), ("b", str(finished))):
+    for name, rule_of in (("a", "tiny"), ("b", str(card)), ("c", str(finished))):
         assert main(["eval-lpg", rule_of, *words, "--out", str(tmp_path / name)]) == 0
-    a, b = (json.loads((tmp_path / name / "results.json").read_text()) for name in "ab")
-    assert a["trained"] == b["trained"] and a["random"] == b["random"]
+    a, b, c = (json.loads((tmp_path / name / "results.json").read_text()) for name in "abc")
+    assert a["trained"] == c["trained"] and a["random"] == c["random"]
+    assert a == b and list(a) == ["trained", "random"]
+
+
+def test_a_card_that_is_none(tmp_path, capsys):
+    card = tmp_path / "x.json"
+    for text, said in ((None, "No such file"), ("{}", "it lacks network"), ("x", "is no JSON")):
+        if text is not None:
+            card.write_text(text)
+        assert main(["eval-lpg", str(card), *FEW]) == 2
+        error = capsys.readouterr().err
+        assert said in error and "x.json'" in error and error.count("\n") == 1
+
+
+def test_the_same_command_goes_on(finished, tmp_path, monkeypatch):
+    others = [str(tmp_path / name) for name in ("x/run", "y/run")]
+    for path in map(Path, others):
+        path.mkdir(parents=True)
+        for part in ("config.json", "checkpoints"):
+            (path / part).symlink_to(finished / part)
+    words, out = ["eval-lpg", "--against", *others, "a2c", *FEW, "--workers", "2"], tmp_path / "out"
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    learner, played, last = evaluation.learner, [], 2
+
+    def stopping(name, *args):
+        part = learner(name, *args)
+
+        def play(show):
+            if len(played) == last:
+                raise Stopped("here")
+            played.append(name)
+            return part.play(show)
+
+        return part._replace(play=play)
+
+    monkeypatch.setattr(evaluation, "learner", stopping)
+    for seed in ("0", "1", "0"):  # what is of another seed is made anew
+        played.clear()
+        assert main([*words, "--seed", seed, "--out", str(out)]) == 130 and played == others
+    assert [path.name for path in out.iterdir()] == [files.EVALUATION]
+    played.clear()
+    assert main([*words, "--out", str(out)]) == 0 and played == ["a2c"]
+    whole, parts = ((tmp_path / x / "results.json").read_text() for x in ("whole", "out"))
+    assert whole == parts and (tmp_path / "x" / "run").is_dir()
 
 
 def test_results_are_not_overwritten(finished, tmp_path, capsys):

@@ -8,6 +8,8 @@ from PIL import Image
 
 from paramtree.cli import folder as files
 from paramtree.cli import look_rule, main
+from paramtree.meta import shipped
+from tests.benchmarks.ship_rule import ship
 from tests.paramtree.cli.gym_runs import one_thread
 
 TINY = "lpg --threads 1 --tasks 2 --workers 2 --length 5 --updates 1 --hidden 4 --steps 3".split()
@@ -70,6 +72,16 @@ def test_a_look_at_a_run(finished):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_a_look_at_a_rule_that_comes_with_paramtree(finished, tmp_path, monkeypatch):
+    card = ship(finished, "tiny", tmp_path / "weights")
+    monkeypatch.setattr(shipped, "WEIGHTS", card.parent)
+    for name, rule_of in (("a", "tiny"), ("b", card), ("c", files.newest(finished))):
+        words = "--levels chain_short --count 1 --ages 1 --threads 1 --out".split()
+        assert main(["look", str(rule_of), *words, str(tmp_path / name)]) == 0
+    a, b, c = ({x.name: x.read_bytes() for x in (tmp_path / name).iterdir()} for name in "abc")
+    assert a == b == c and sorted(a) == ["episode_0.gif", "level_0.png", "look.json"]
+
+
 @pytest.mark.parametrize("levels", ["rand_tiny", "chain_short"])
 def test_a_look_at_agents_whose_values_are_not_known(finished, tmp_path, levels):
     words = "--count 1 --ages 1 --workers 2 --threads 1 --levels".split()
@@ -107,6 +119,8 @@ def test_wrong_use(finished, agent, tmp_path, capsys, monkeypatch):
         ([finished, "--out", tmp_path / "full"], "holds other things"),
         ([finished, "--out", tmp_path / "full" / "mine"], "is not a folder"),
         ([finished, "--out", tmp_path / "full" / "mine" / "x"], "mine' is not a folder"),
+        (["lpg-smal", "--out", tmp_path / "new"], "is no run, no checkpoint; as a rule that comes"),
+        (["lpg-small"], "'lpg-small' is not a run's folder; give --out"),
         ([checkpoint], "is not a run's folder; give --out"),
         ([tmp_path / "full", "--out", tmp_path / "new"], "holds no run"),
         ([finished, "--levels", "smal"], "the nearest is 'small'"),

@@ -96,3 +96,11 @@ def test_bad_input_is_refused():
     state, one = bandit_init(Bandit(arms(2))), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"bandit_update: over has shape \(2,\), expected \(1,\)"):
         bandit_update(state, one, torch.ones(1), torch.ones(2, dtype=torch.bool))
+    yes, result = torch.ones(1, dtype=torch.bool), torch.ones(1)
+    for told, text in (
+        ((one.float(), result, yes), "arm is torch.float32, expected torch.int64"),
+        ((one, one, yes), "result is torch.int64, expected a float dtype"),
+        ((one, result, one), "over is torch.int64, expected torch.bool"),
+    ):
+        with pytest.raises(TypeError, match=f"bandit_update: {text}"):
+            bandit_update(state, *told)

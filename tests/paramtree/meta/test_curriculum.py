@@ -85,6 +85,29 @@ def test_chances_where_nothing_speaks_for_a_level():
     assert not replay_chances(none, none.long(), none.bool()).any()
 
 
+@pytest.mark.parametrize("prioritization", ["rank", "proportional"])
+def test_a_score_that_is_no_number_has_the_smallest_chance(prioritization):
+    score = torch.tensor([1.0, torch.nan, 2.0, 9.0])
+    eligible, age = torch.tensor([True, True, True, False]), torch.zeros(4).long()
+    options = {"prioritization": prioritization, "staleness": 0.0}
+    found = replay_chances(score, age, eligible, **options)
+    weight = {"rank": [1 / 2, 1 / 3, 1.0, 0.0], "proportional": [1.0, 0.0, 2.0, 0.0]}
+    wanted = torch.tensor(weight[prioritization], dtype=torch.float64)
+    torch.testing.assert_close(found, wanted / wanted.sum())
+
+
+def test_what_chances_can_not_be_made_of():
+    score, age, yes = torch.rand(3), torch.zeros(3).long(), torch.ones(3, dtype=torch.bool)
+    for given, error, text in (
+        ((torch.rand(3, 1), age, yes), ValueError, r"score has shape \(3, 1\), expected \[size\]"),
+        ((score, age[:2], yes), ValueError, r"age has shape \(2,\), expected \(3,\) \(from score"),
+        ((score, age, yes[:1]), ValueError, r"eligible has shape \(1,\), expected \(3,\)"),
+        ((score, age, age), TypeError, "eligible is torch.int64, expected bool"),
+    ):
+        with pytest.raises(error, match=f"replay_chances: {text}"):
+            replay_chances(*given)
+
+
 def test_a_score_out_of_the_race_has_no_say_however_large():
     score, age = torch.tensor([1e5, 2e-3, 1e-3]), torch.zeros(3, dtype=torch.int64)
     options = {"prioritization": "proportional", "temperature": 0.01, "staleness": 0.0}
@@ -295,6 +318,9 @@ def test_bad_input():
             make(**{name: value})
     with pytest.raises(TypeError, match=f"{fn}: size is 2.0, expected an int"):
         make(size=2.0)
+    for name in ("replay", "staleness", "temperature"):
+        with pytest.raises(TypeError, match=f"{fn}: {name} is 'x', expected a float"):
+            make(**{name: "x"})
     with pytest.raises(ValueError, match="'ranks', expected one of .* nearest is 'rank'"):
         make(prioritization="ranks")
     with pytest.raises(ValueError, match=r"size is 7, expected at least 8 \(twice n\)"):

@@ -30,6 +30,18 @@ def loss(p):
     return (p["w"].sum(1).tanh() * p["sub", "b"][:2].exp()).sum() + p["sub", "b"].pow(3).sum()
 
 
+def test_centered_ranks_are_as_exact_as_the_values():
+    """The first of n values is the highest of 2n, the others are the lowest and tie."""
+    n = 4
+    up, down = torch.zeros(n, dtype=D), torch.zeros(n, dtype=D)
+    up[0] = 1.0
+    noise = torch.eye(n, dtype=D)
+    slope = meta.es_gradient(up, down, noise, sigma=1.0, rank="centered")
+    rank = 0.5 - ((2 * n - 2) / 2 / (2 * n - 1) - 0.5)  # less that of the ties
+    torch.testing.assert_close(slope[0].item(), rank / 2 / n, rtol=1e-15, atol=0.0)
+    assert slope[1:].count_nonzero() == 0
+
+
 # ---------------------------------------------------------------------------------- perturbations
 
 

@@ -293,5 +293,9 @@ def test_bad_populations():
         meta.es_training(RULE, {})
     with pytest.raises(TypeError, match="es_training: a is a int, expected a Population"):
         meta.es_training(RULE, {"a": 1})
+    with pytest.raises(TypeError, match="es_training: rule is a NoneType, expected an UpdateRule"):
+        meta.es_training(None, {"a": population()})
+    with pytest.raises(TypeError, match="es_training: optimizer is a float, expected a Transform"):
+        meta.es_training(RULE, {"a": population()}, 0.1)
     with pytest.raises(TypeError, match="es_training: average is 'x', expected a float"):
         meta.es_training(RULE, {"a": population()}, average="x")

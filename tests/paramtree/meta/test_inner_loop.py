@@ -15,6 +15,7 @@ from paramtree.meta import (
     agent_model,
     births,
     inner_loop,
+    lifetime_scores,
     lpg_network,
     lpg_rule,
     older,
@@ -489,6 +490,13 @@ def test_what_the_loops_refuse():
         ValueError, match=r"reward_curve: levels has batch size \[\], expected \[n\]"
     ):
         reward_curve(home, a2c_rule(), none, tree.unstack(levels)[0], key)
+    with pytest.raises(ValueError, match=r"levels has batch size \[0\], expected \[n\] with n of"):
+        reward_curve(home, a2c_rule(), none, tree.lock(levels[:0]), key)
+    for name in ("updates", "length"):
+        with pytest.raises(TypeError, match=f"reward_curve: {name} is 1.5, expected an int"):
+            reward_curve(home, a2c_rule(), none, levels, key, **{name: 1.5})
+    with pytest.raises(TypeError, match="lifetime_scores: horizon is 1.5, expected an int"):
+        lifetime_scores(home, a2c_rule(), none, levels, key, horizon=1.5)
 
 
 def test_an_untrained_rule_leaves_policies_as_they_are(lpg):

@@ -192,3 +192,12 @@ def test_bad_input():
             training(**{name: "x"})
     with pytest.raises(TypeError, match="lpg_training: a is a int, expected a Population"):
         lpg_training(lpg_rule(NETWORK), {"a": 1}, optim.sgd(1.0))
+    with pytest.raises(TypeError, match="lpg_training: populations is a list, expected {group: P"):
+        lpg_training(lpg_rule(NETWORK), [1], optim.sgd(1.0))
+    with pytest.raises(TypeError, match="lpg_training: rule is a NoneType, expected an UpdateRule"):
+        lpg_training(None, {"a": 1}, optim.sgd(1.0))
+    with pytest.raises(TypeError, match="lpg_training: optimizer is a function, expected a Trans"):
+        lpg_training(lpg_rule(NETWORK), {"a": 1}, lambda hyper: optim.sgd(hyper))
+    for name in ("policy_entropy_coef", "reduction"):
+        with pytest.raises(ValueError, match=f"lpg_training: {name} is no option, .* nearest is"):
+            training(**{name: 1.0})

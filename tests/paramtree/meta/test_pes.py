@@ -319,6 +319,8 @@ def test_training_refuses_bad_input():
         meta.pes_training(meta.lpg_rule(NETWORK), {})
     with pytest.raises(TypeError, match="pes_training: a is a int, expected a Population"):
         meta.pes_training(meta.lpg_rule(NETWORK), {"a": 1})
+    with pytest.raises(TypeError, match="pes_training: rule is a NoneType, expected an UpdateRule"):
+        meta.pes_training(None, {"a": 1})
     for name, value in (
         ("updates", 0),
         ("length", 0),

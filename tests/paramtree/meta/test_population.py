@@ -167,7 +167,10 @@ def test_lives_have_lengths_of_their_own():
         (0, ValueError, "lifetime is 0, expected at least 1"),
         ((0, 3), ValueError, "lifetime is 0, expected at least 1"),
         ((3, 2), ValueError, r"lifetime is \(3, 2\), expected \(low, high\)"),
+        ((1, 2, 3), ValueError, r"lifetime is \(1, 2, 3\), expected \(low, high\)"),
+        ((), ValueError, r"lifetime is \(\), expected \(low, high\)"),
         (2.5, TypeError, "lifetime is 2.5, expected an int"),
+        ((1, 2.5), TypeError, "lifetime is 2.5, expected an int"),
     ):
         with pytest.raises(error, match=f"birth: {text}"):
             births(habitat._replace(lifetime=bounds), a2c_rule(), rng.key(0), 2)

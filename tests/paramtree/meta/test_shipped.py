@@ -118,3 +118,18 @@ def test_bad_input(card, tmp_path, monkeypatch):
         load_rule(other)
     with pytest.raises(OSError):
         load_rule(tmp_path / "none.json")
+    for call in (load_rule, rule_card):
+        with pytest.raises(TypeError, match=f"{call.__name__}: name is a NoneType, expected the"):
+            call(None)
+        for damaged, said in (
+            ("{}", "tiny.json', expected a card, and it lacks network, rule, agents, options, sh"),
+            ("[1]", "expected a card, and it lacks network"),
+            (text[:-9], "tiny.json', expected a card, and its text is no JSON"),
+        ):
+            other.write_text(damaged)
+            with pytest.raises(ValueError, match=f"{call.__name__}: name is .*{said}"):
+                call(other)
+    for old, new in (('"n_hidden"', '"n_hid"'), ('"cell": "lstm"', '"cell": "x"')):
+        other.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match="load_rule: name is .* whose rule can be made: lpg_n"):
+            load_rule(other)
