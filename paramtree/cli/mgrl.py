@@ -1,6 +1,7 @@
 """``paramtree mgrl``: trains an agent that learns its hyper-parameters, and looks at both."""
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -95,11 +96,18 @@ def work(
     from .run import Words, train
 
     def told(row: dict[str, Any]) -> str:
-        what = f"return {row['return']:.1f}" if row["episodes"] else f"reward {row['reward']:.3f}"
+        what = f"reward {row.get('reward', math.nan):.3f}"
+        if row["episodes"]:
+            what = f"return {row['return']:.1f}"
         learned = [f"{name} {_text(row[name])}" for name in options.outer.learn]
         return ", ".join([what, *learned])
 
+    if "clip_epsilon" in options.outer.learn:
+        text = "clip_epsilon has a meta-gradient of 0 and stays what it is; the others are learned"
+        print(f"paramtree: {text}", file=sys.stderr)
     key = rng.fold_in(rng.key(options.seed, options.device), "training")
+    skips = options.on_bad == "skip"
+    words = Words("training", told, "a smaller --lr or --meta-rate", (options.env,), skips)
     state = train(
         built.training,
         key,
@@ -110,7 +118,7 @@ def work(
         interrupt=interrupt,
         console=built.console,
         began=began,
-        words=Words("training", told, "a smaller --lr or --meta-rate"),
+        words=words,
     )
     evaluate(options, built, state, folder, interrupt)
     summary, curve = folder / files.SUMMARY, folder / files.CURVE

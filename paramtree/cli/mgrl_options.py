@@ -81,7 +81,7 @@ class MgrlOptions:
     command: ClassVar[str] = "mgrl"
     free_on_resume: ClassVar[tuple[str, ...]] = (
         *("steps", "checkpoint_every"),
-        *("evaluate", "deterministic"),
+        *("evaluate", "deterministic", "on_bad"),
     )
 
     env: Literal["cart_pole", "catch", "horizon", "choice", "random_walk"] = "cart_pole"
@@ -110,6 +110,9 @@ class MgrlOptions:
     """Whether a run that --out holds is removed first."""
     checkpoint_every: float = 30.0
     """Seconds between checkpoints; 0 for one after each step."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """What happens when the agent's numbers are no longer finite: the run ends, or goes on with an
+    agent that is born in its place. Either way it is told of."""
     threads: int | None = None
     """Threads of each operation; None for one a processor. The same number gives the same bits."""
     device: str = "cpu"

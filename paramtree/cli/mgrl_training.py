@@ -133,6 +133,8 @@ def make_hyper(options: MgrlOptions) -> meta.Hyper:
     idle = [name for name in outer.learn if name in _FOR_PPO and options.algorithm != "ppo"]
     if idle:
         raise Refused(f"--learn has {idle[0]}, which {options.algorithm} has no use for; ppo has")
+    if outer.learn == _FOR_PPO:
+        raise Refused("--learn is clip_epsilon, whose meta-gradient is 0; name another one beside")
     start = {name: getattr(options.inner, name) for name in outer.learn}
     if outer.per_update:
         return meta.hyper_schedule(start, options.updates)
@@ -157,6 +159,11 @@ def make_training(options: MgrlOptions, world: World) -> meta.Training:
     sizes = {"--epochs": inner.epochs, "--minibatches": inner.minibatches}
     sizes |= {"--workers": options.workers, "--length": options.length}
     require_positive({**sizes, "--hidden": min(options.hidden, default=1)})
+    if options.algorithm == "ppo" and options.workers % inner.minibatches:
+        raise Refused(
+            f"--minibatches is {inner.minibatches}, expected a divisor of --workers, which is "
+            f"{options.workers}: each part of a trajectory is some workers, over all of --length"
+        )
     weights = {"critic_coeff": outer.outer_critic_coeff, "entropy_coeff": outer.outer_entropy_coeff}
     reference = {"gamma": outer.reference_gamma, "lmbda": outer.reference_lmbda}
     judged = {f"reference_{name}": number for name, number in reference.items()}

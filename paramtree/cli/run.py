@@ -198,7 +198,8 @@ def _row(step: int, metrics: TensorDict, seconds: float, tasks: Sequence[str]) -
     bad = found.pop("bad", None)
     numbers = {name: x.tolist() if x.ndim else float(x) for name, x in found.items()}
     if bad is not None and bool(bad.any()):
-        numbers["bad"] = [name for name, one in zip(tasks, bad.tolist(), strict=True) if one]
+        marked = zip(tasks, bad.reshape(-1).tolist(), strict=True)
+        numbers["bad"] = [name for name, one in marked if one]
     return {"step": step, **numbers, "seconds": round(seconds, 3)}
 
 

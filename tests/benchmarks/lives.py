@@ -343,13 +343,30 @@ def untrained(rule: Rule) -> Rule:
     return rule._replace(name=f"untrained {rule.name}", params=training.first_params(rule.options))
 
 
-def without_predictions(rule: Rule) -> Rule:
-    """The rule with zeros in place of the embedded predictions y(s_t) and y(s_{t+1})."""
+def without_predictions(rule: Rule, told: float = 0.0) -> Rule:
+    """The rule that is told one number in place of the embedded predictions y(s_t), y(s_{t+1})."""
     last = [path for path in tree.paths(rule.params) if path[:2] == ("embedding", "linear_1")]
-    zeros = {path: torch.zeros_like(rule.params[path]) for path in last}
-    if not zeros:
+    if not last:
         raise ValueError("the rule's embedding has no layer linear_1")
-    return rule._replace(name=f"{rule.name}, y zeroed", params=tree.replace(rule.params, zeros))
+    filled = {path: told * float(path[-1] == "bias") for path in last}
+    fixed = {path: torch.full_like(rule.params[path], x) for path, x in filled.items()}
+    name = f"{rule.name}, y {told:.3g}"
+    return rule._replace(name=name, params=tree.replace(rule.params, fixed))
+
+
+def mean_embedding(setting: Setting, rule: Rule) -> float:
+    """The mean of what a rule is told of predictions y(s_t), over all steps of all lives."""
+    found = []
+
+    def see(age: int, states: TensorDict, td: TensorDict | None) -> None:
+        if td is not None:
+            found.append(td["prediction_embedding"].double().mean())
+
+    def run(rows: slice) -> None:
+        live(setting, partial(rule.make, setting), params=rule.params, rows=rows, see=see)
+
+    in_chunks(setting, run, f"what {rule.name} is told")
+    return float(torch.stack(found).mean())
 
 
 def learned(setting: Setting, rule: Rule) -> Record:

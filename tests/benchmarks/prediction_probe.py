@@ -12,8 +12,8 @@ chosen by leaving out an eighth of them, and scored on others:
     td                       a table of values learned by TD(lambda) in the trained rule's lives
 
 R^2 is 1 - missed / spread, both sums of squares over all visits on all levels. Beside it, the
-reward that the rule's agents lose, in the last fifth of their lives and in all of them, when y(s_t)
-and y(s_{t+1}) no longer reach the rule.
+reward that the rule's agents lose, in the last fifth of their lives and in all of them, when the
+rule is no longer told of y(s_t) and y(s_{t+1}), but zeros, or their mean over its agents' lives.
 
     python tests/benchmarks/prediction_probe.py runs/all-0 runs/all-1 runs/all-2
     python tests/benchmarks/prediction_probe.py --recompute
@@ -37,6 +37,7 @@ from lives import (
     learned,
     live,
     make_setting,
+    mean_embedding,
     on_file,
     policy_of,
     read_rule,
@@ -60,6 +61,7 @@ from paramtree.meta import agent_model, update_agent
 RESULTS = Path(__file__).parent / "results"
 GAMMAS = (0.9, 0.95, 0.99)
 REWARDS = {"final": "last fifth", "lifetime": "whole life"}
+LESS = ("zeroed", "at its mean")
 READERS = ("trained", "untrained", "untrained, same lives", "td")
 
 _EMPTY = tree.new({})
@@ -269,21 +271,21 @@ def summarized(raw: dict[str, Any]) -> dict[str, Any]:
             found[age][str(gamma)] = rows
     found["reward"] = {}
     for measure, title in REWARDS.items():
-        with_y, without = (
-            torch.tensor(raw["rewards"][name][measure], dtype=torch.float64)
-            for name in ("with y", "without y")
-        )
-        found["reward"][title] = {
-            "with y": intervals.bootstrap(intervals.mean, with_y),
-            "without y": intervals.bootstrap(intervals.mean, without),
-            "lost": intervals.bootstrap(intervals.difference, with_y, without),
-            "share lost": intervals.bootstrap(
-                lambda ours, theirs: intervals.difference(ours, theirs) / intervals.mean(ours),
-                with_y,
-                without,
-            ),
+        tables = {
+            name: torch.tensor(record[measure], dtype=torch.float64)
+            for name, record in raw["rewards"].items()
         }
+        rows = {name: intervals.bootstrap(intervals.mean, table) for name, table in tables.items()}
+        for name in LESS:
+            pair = tables["with y"], tables[name]
+            rows[f"lost, {name}"] = intervals.bootstrap(intervals.difference, *pair)
+            rows[f"share lost, {name}"] = intervals.bootstrap(_share_lost, *pair)
+        found["reward"][title] = rows
     return found
+
+
+def _share_lost(ours: Tensor, theirs: Tensor) -> Tensor:
+    return intervals.difference(ours, theirs) / intervals.mean(ours)
 
 
 def show(summary: dict[str, Any]) -> None:
@@ -340,13 +342,16 @@ def main() -> None:
         make_setting(chosen.world, f"probe {name}", count, **sizes) for name in ("fit", "test")
     )
     probes: list[Any] = []
-    rewards: dict[str, list[Any]] = {"with y": [], "without y": []}
+    rewards: dict[str, list[Any]] = {name: [] for name in ("with y", *LESS)}
     marks = [fit.mark, test.mark]
     for folder in track(chosen.runs, "rules"):
         rule = read_rule(folder)
         run = partial(probed, fit, test, rule)
         probes.append(kept("probe", [*marks, rule.mark], run, chosen.cache))
-        for name, own in {"with y": rule, "without y": without_predictions(rule)}.items():
+        tell = partial(mean_embedding, fit, rule)
+        told = kept("told", [fit.mark, rule.mark], tell, chosen.cache)
+        others = [without_predictions(rule, x) for x in (0.0, told)]
+        for name, own in zip(rewards, [rule, *others], strict=True):
             parts = [
                 kept("lpg", [s.mark, own.mark], partial(learned, s, own), chosen.cache)
                 for s in (fit, test)

@@ -101,6 +101,10 @@ def test_a_rule_without_predictions_does_not_see_them(setting, rule):
     for sees, own in ((True, rule), (False, lives.without_predictions(rule))):
         outs = [update.apply(own.params, update.init(rng.key(0))[1], x)[0] for x in (td, other)]
         assert torch.equal(outs[0]["pi_hat"], outs[1]["pi_hat"]) != sees
+    told = lives.without_predictions(rule, 0.3)
+    out, _ = update.apply(told.params, update.init(rng.key(0))[1], td)
+    assert torch.equal(out["prediction_embedding"], torch.full((2, 5), 0.3))
+    assert lives.mean_embedding(setting, told) == pytest.approx(0.3)
     slower = replace(rule.options, agents=replace(rule.options.agents, actor_rate=1.0))
     marks = {r.mark for r in (rule, lives.without_predictions(rule), rule._replace(options=slower))}
     assert len(marks) == 3

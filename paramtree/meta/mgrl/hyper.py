@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ... import tree
 from ...autodiff.gradients import kind_of
 from ...model import Model
+from ...rng.philox import is_readable
 from .._check import require_count
 
 
@@ -104,13 +105,15 @@ def to_eta(
 
     Args:
         hyper: numbers or float tensors by name; a number becomes a tensor of the default dtype.
+            Tensors are looked at on the CPU, outside of transforms and compilers.
         constraints: as in ``to_hyper``.
 
     Returns:
         Eta, with the same names.
 
     Raises:
-        ValueError: there is none, a value is not inside of its range, or as in ``to_hyper``.
+        ValueError: there is none, a value is not inside of its range (at a closed end, such as a
+            discount of 1, the number would be infinite), or as in ``to_hyper``.
         TypeError: hyper holds something else, or as in ``to_hyper``.
     """
     if not isinstance(hyper, TensorDictBase | Mapping):
@@ -129,10 +132,11 @@ def to_eta(
         given = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
         free = constraint.inverse(given)
         if not isinstance(value, Tensor):
-            if not bool(free.isfinite()):
-                text = f"{value}, which its constraint can't give; expected a number in its range"
-                raise ValueError(f"to_eta: hyper.{name} is {text}")
             free = free.to(torch.get_default_dtype())
+        if is_readable(free) and not bool(free.isfinite().all()):
+            shown = float(given.detach()[~free.isfinite()][0])
+            text = f"{shown}, which its constraint can't give; expected a number in its range"
+            raise ValueError(f"to_eta: hyper.{name} is {text}")
         found[name] = free
     return tree.new(found, size)
 

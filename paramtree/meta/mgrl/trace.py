@@ -16,7 +16,6 @@ from torch import Tensor
 from ... import tree
 from ...tree import Structure, flatten, unflatten
 from ..loop import Part
-from ..modes import load_forward_rules
 
 MOVING = ("params", "optimizer", "rule")  # what an update changes by way of eta
 
@@ -59,8 +58,6 @@ def traced(
     Returns:
         ``(s', z')``.
     """
-    if not torch.compiler.is_compiling():
-        load_forward_rules()
     h, s, z = Part(eta), Part(_moving(agents)), Part(trace)
     inputs, n = (*h.floats, *s.floats), len(h.floats)
     rest: list[Structure] = []  # the state after, without its tensors; left by flat

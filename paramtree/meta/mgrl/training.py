@@ -27,6 +27,9 @@ A whole training is one tree, and a step is a pure function of it:
     step            meta-steps done, int64
     key             key [2]
 
+An agent whose J' or gradient is not finite has no part in the step of eta: the others go on as if
+it weren't there, and in its place an agent is born, with all that belongs to it.
+
 Source: Xu, van Hasselt & Silver (2018), "Meta-gradient reinforcement learning".
 """
 
@@ -37,6 +40,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.distributions import Categorical
 
 from ... import losses, rng, tree
@@ -46,7 +50,7 @@ from ...envs import Env, rollout
 from ...model import Model, with_next
 from ...optim import Transform, apply_updates
 from .._check import require_count, require_real
-from ..modes import truncated
+from ..modes import load_forward_rules, truncated
 from ..training import Training
 from ..update_rule import UpdateRule, update_agent
 from .hyper import Hyper
@@ -95,7 +99,8 @@ def mgrl_training(
         length: T, the steps of each trajectory.
         workers: W, copies of the world in which an agent plays.
         tasks: number of agents that share eta, each with a level and parameters of its own; eta
-            moves by the mean of their gradients. None for one agent, without an axis.
+            moves by the mean of their gradients, of those that are finite. None for one agent,
+            without an axis.
         fresh: whether each step begins with new agents: eta is then learned for the first K
             updates of a life.
         method: "truncated", "trace" or "forward".
@@ -117,8 +122,11 @@ def mgrl_training(
         The training. A step's metrics are the hyper-parameters by name, as ``hyper.show`` gives
         them, and 0-d ``reward`` (a step, on the last trajectories), ``return`` (the mean over
         workers of their last episodes' returns; 0 before the first), ``episodes`` (that have
-        ended), ``meta_loss`` and ``meta_gradient``, its gradient's norm. Buffers are data: no
-        derivative goes through them.
+        ended), ``meta_loss`` (the mean over the agents whose numbers are finite; 0 where there is
+        none) and ``meta_gradient``, its gradient's norm; and ``bad`` bool ``[tasks]``, 0-d without
+        tasks: whose J' or gradient isn't finite, so that another agent was born in its place.
+        Buffers are data: no derivative goes through them. A step is differentiable in the state
+        and in the tensors that it was made with, as far as the outer loss is.
 
     Raises:
         ValueError: a number is out of range, a word isn't known, or an option is given that the
@@ -141,6 +149,8 @@ def mgrl_training(
         raise ValueError(f"{fn}: window is {window}, expected at most {updates} (from updates)")
     mu = decay if decay is not None else float(exact or method == "forward")
     nothing = tree.new({})
+    if method != "truncated" and not torch.compiler.is_compiling():
+        load_forward_rules()  # here, so that a step may be compiled before it was ever made
 
     def each(one: Callable[..., Any], *args: Any) -> Any:
         """One agent's function, over the agents; what comes first is shared."""
@@ -220,73 +230,102 @@ def mgrl_training(
         agents = each(born, eta, keys(rng.fold_in(key, "agents")))
         state = {"agents": agents, "eta": eta, "eta_optimizer": eta_optimizer.init(eta)}
         if method == "trace":
-            state["trace"] = no_trace(eta, agents)
+            state["trace"] = each(no_trace, eta, agents)
         step = torch.zeros((), dtype=torch.int64, device=key.device)
         return tree.new({**state, "step": step, "key": key})
 
-    def judged(eta: TensorDict, agents: TensorDict) -> Tensor:
-        return each(judge, eta, agents).mean()
+    def streams(key: Tensor) -> Tensor:
+        """Keys of each update, and of what is played after it: ``[*tasks, K, 2, 2]``."""
+        pairs = [rng.split(rng.fold_in(key, k)) for k in range(updates)]
+        return torch.stack([torch.stack([keys(one) for one in pair], -2) for pair in pairs], -3)
 
-    def backward(eta: TensorDict, agents: TensorDict, key: Tensor) -> Any:
-        """J', its gradient by reverse mode, and the agents after the updates."""
+    def backward(eta: TensorDict, one: TensorDict, key: Tensor) -> Any:
+        """J' of an agent, its gradient by reverse mode, and the agent after the updates."""
 
-        def step(eta: TensorDict, agents: TensorDict, k: int) -> TensorDict:
-            learning, playing = rng.split(rng.fold_in(key, k))
-            agents = each(partial(learn, k), eta, agents, keys(learning))
-            return each(partial(play, k), eta, agents, keys(playing))
+        def step(eta: TensorDict, one: TensorDict, k: int) -> TensorDict:
+            return play(k, eta, learn(k, eta, one, key[k, 0]), key[k, 1])
 
-        def end(eta: TensorDict, agents: TensorDict) -> tuple[Tensor, TensorDict]:
-            return judged(eta, agents), agents
+        def end(eta: TensorDict, one: TensorDict) -> tuple[Tensor, TensorDict]:
+            return judge(eta, one), one
 
         through = truncated(step, end, updates, window=width, has_aux=True)
-        (value, agents), slope = through(eta, agents)
-        return value, slope, agents
+        (value, one), slope = through(eta, one)
+        return value, slope, tree.norm(slope), one
 
-    def forward(eta: TensorDict, agents: TensorDict, key: Tensor, trace: TensorDict) -> Any:
-        """J', its gradient along the trace, the agents after the updates, and the trace."""
+    def forward(
+        eta: TensorDict, one: TensorDict, key: Tensor, trace: TensorDict | None = None
+    ) -> Any:
+        """J' of an agent, its gradient along the trace, the agent after the updates, the trace."""
         how: dict[str, Any] = {"decay": mu, "exact": exact or method == "forward"}
+        trace = no_trace(eta, one) if trace is None else trace
         for k in range(updates):
-            learning, playing = rng.split(rng.fold_in(key, k))
-
-            def update(eta: TensorDict, agents: TensorDict) -> TensorDict:
-                return each(partial(learn, k), eta, agents, keys(learning))  # noqa: B023
-
-            agents, trace = traced(update, eta, agents, trace, **how)
-            agents = each(partial(play, k), eta, agents, keys(playing))
+            update = partial(learn, k, key=key[k, 0])
+            one, trace = traced(update, eta, one, trace, **how)
+            one = play(k, eta, one, key[k, 1])
 
         def end(params: TensorDict) -> Tensor:
-            return judged(eta, tree.rebuild(agents, {**tree.entries(agents), "params": params}))
+            return judge(eta, tree.rebuild(one, {**tree.entries(one), "params": params}))
 
-        value, slope = value_and_grad(end)(agents["params"])
-        return value, along_trace(slope, trace, eta), agents, trace
+        value, slope = value_and_grad(end)(one["params"])
+        slope = along_trace(slope, trace, eta)
+        return value, slope, tree.norm(slope), one, trace
+
+    def reborn(eta: TensorDict, after: dict[str, Any], fine: Tensor, key: Tensor) -> dict[str, Any]:
+        """Agents and traces, with new ones in place of those whose numbers aren't finite."""
+        if _all(fine):
+            return after
+        new = {"agents": each(born, eta, keys(key))}
+        if "trace" in after:
+            new["trace"] = tree.zeros_like(after["trace"])
+        return {name: tree.where(fine, after[name], other) for name, other in new.items()}
 
     def step(state: TensorDict) -> tuple[TensorDict, TensorDict]:
         key, eta, agents = rng.fold_in(state["key"], state["step"]), state["eta"], state["agents"]
         if fresh:
             agents = each(born, eta, keys(rng.fold_in(key, "fresh")))
-        after: dict[str, Any] = {}
-        if method == "truncated":
-            value, slope, agents = backward(eta, agents, key)
-        else:
-            begun = fresh or method == "forward"
-            trace = no_trace(eta, agents) if begun else state["trace"]
-            value, slope, agents, trace = forward(eta, agents, key, trace)
-            after = {"trace": trace} if method == "trace" else {}
+        carried = [state["trace"]] if method == "trace" and not fresh else []
+        live = backward if method == "truncated" else forward
+        value, slopes, norms, *lives = each(live, eta, agents, streams(key), *carried)
+        fine = norms.isfinite() & value.isfinite()
+        _, structure = tree.flatten(eta)
+        means = [_finite_mean(x, fine) for x in tree.leaves(slopes)]
+        slope = tree.unflatten(structure, means)
         changes, moments = eta_optimizer.update(slope, state["eta_optimizer"], eta)
-        td, ended = agents["trajectory"], agents["episodes"]
+        after: dict[str, Any] = {"agents": lives[0]}
+        after |= {"trace": lives[1]} if method == "trace" else {}
+        moved = apply_updates(eta, changes)
+        after = reborn(moved, after, fine, rng.fold_in(key, "reborn"))
+        td, ended = after["agents"]["trajectory"], after["agents"]["episodes"]
         metrics = {
             **tree.entries(hyper.show(eta, td)),
             "reward": td["next", "reward"].mean(),
             "return": _mean_return(ended),
             "episodes": ended["count"].sum(),
-            "meta_loss": value,
+            "meta_loss": _finite_mean(value, fine),
             "meta_gradient": tree.norm(slope),
+            "bad": ~fine,
         }
-        after |= {"agents": agents, "eta": apply_updates(eta, changes), "eta_optimizer": moments}
+        after |= {"eta": moved, "eta_optimizer": moments}
         after |= {"step": state["step"] + 1, "key": state["key"]}
-        return detach(tree.new(after)), detach(tree.new(metrics))
+        return tree.new(after), tree.new(metrics)
 
     return Training(init, step)
+
+
+def _finite_mean(x: Tensor, fine: Tensor) -> Tensor:
+    """Mean over the agents whose numbers are finite; 0 where there is none."""
+    kept = torch.where(fine.reshape(fine.shape + (1,) * (x.ndim - fine.ndim)), x, 0.0)
+    total = kept.sum(0) if fine.ndim else kept
+    return total / fine.sum().clamp(min=1)
+
+
+def _all(fine: Tensor) -> bool:
+    """Whether all agents are known to be fine, for all that a transform maps over as well."""
+    if torch.compiler.is_compiling():
+        return False
+    while is_functorch_wrapped_tensor(fine):
+        fine = get_unwrapped(fine)
+    return type(fine) is Tensor and not fine.is_meta and bool(fine.all())
 
 
 # ------------------------------------------------------------------------------ episodes

@@ -5,7 +5,8 @@
     lpo_rule   a drift that is learned: a network, whose parameters are the rule's
 
 All take generalized advantages, made once, and go over the rollout in ``epochs`` passes of
-``minibatches`` parts. r is the ratio pi(a|s) / mu(a|s), l its logarithm, A the advantage.
+``minibatches`` parts. An entry ``[*B, T]`` of the trajectory by the name of a float hyper-parameter
+wins over the number given. r is the ratio pi(a|s) / mu(a|s), l its logarithm, A the advantage.
 """
 
 from collections.abc import Callable
@@ -64,6 +65,8 @@ def ppo_rule(
     def loss(td: TensorDict, **hyper: Any) -> TensorDict:
         weights = {**own, **hyper}
         weights["eps"] = weights.pop("clip_epsilon")
+        if "clip_epsilon" in td.keys():
+            td = tree.rebuild(td, {**tree.entries(td), "eps": td["clip_epsilon"]})
         return losses.ppo_clip_loss(td, dist_class, normalize_advantage=normalize, **weights)
 
     return UpdateRule(nothing, _advantages(gamma, lmbda, value_clip), loss, epochs, minibatches)
@@ -244,7 +247,7 @@ def _advantages(
         params: TensorDict, buffers: TensorDict, td: TensorDict
     ) -> tuple[TensorDict, TensorDict]:
         td = losses.add_advantage(td, gamma, lmbda)
-        if value_clip is None:
+        if value_clip is None and "value_clip" not in td.keys():
             return td, buffers
         known = tree.entries(td["behavior"]) if "behavior" in td.keys() else {}
         before = tree.new({**known, "state_value": td["state_value"]}, td.batch_size)

@@ -8,8 +8,8 @@ import signal
 import pytest
 import torch
 
-from paramtree import envs, rng
-from paramtree.checkpoint import load, load_metadata
+from paramtree import envs, rng, tree
+from paramtree.checkpoint import load, load_metadata, save
 from paramtree.cli import folder as files
 from paramtree.cli import main, mgrl_training
 from paramtree.cli.command import parse
@@ -177,6 +177,7 @@ def test_resume_refuses_what_would_change_the_run(finished, words, named, capsys
     [
         ("", "already holds a run; go on with it by paramtree mgrl --resume"),
         ("--learn clip_epsilon", "--learn has clip_epsilon, which a2c has no use for"),
+        ("--algorithm ppo --minibatches 2 --learn clip_epsilon", "whose meta-gradient is 0"),
         ("--learn gamma gamma", "--learn is gamma gamma, expected names that differ"),
         ("--gamma 1", "gamma is 1.0, which its constraint can't give"),
         ("--lr 0 --learn lr", "lr is 0.0, which its constraint can't give"),
@@ -203,6 +204,48 @@ def test_nothing_is_overwritten_by_wrong_use(finished, words, named, capsys):
     error = capsys.readouterr().err
     assert named in error and error.startswith("paramtree: ") and error.count("\n") == 1
     assert changed(before, finished) <= {"lock"}
+
+
+def test_minibatches_that_do_not_divide_the_workers_leave_no_folder(tmp_path, capsys):
+    assert main(tiny("--algorithm", "ppo", "--steps", 1, "--out", tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    wanted = "paramtree: --minibatches is 4, expected a divisor of --workers, which is 2"
+    assert error.startswith(wanted) and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clip_range_that_can_not_be_learned_is_told_of(tmp_path, capsys):
+    words = "--algorithm ppo --minibatches 2 --steps 1 --learn gamma clip_epsilon".split()
+    assert main(tiny(*words, "--out", tmp_path / "run")) == 0
+    text = "clip_epsilon has a meta-gradient of 0 and stays what it is; the others are learned"
+    assert capsys.readouterr().err == f"paramtree: {text}\n"
+    eta = load(files.newest(tmp_path / "run"))["eta"]
+    assert float(torch.log1p(eta["clip_epsilon"].exp())) == pytest.approx(0.2)
+    assert float(eta["gamma"].sigmoid()) != pytest.approx(0.95, abs=1e-6)
+
+
+def test_an_agent_that_breaks_stops_the_run_or_is_born_anew_as_the_user_chose(tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = "--method trace --exact --optimizer sgd --learn gamma".split()
+    assert main(tiny("--steps", 1, *words, "--out", folder)) == 0
+    path = files.newest(folder)
+    state, metadata = load(path), load_metadata(path)
+    where = next(p for p in tree.paths(state) if p[:2] == ("agents", "params"))
+    broken = tree.replace(state, {where: state[where] * torch.nan})
+    save(path, broken, metadata=metadata)
+    resume = ["mgrl", "--resume", str(folder), "--steps", "3"]
+    capsys.readouterr()
+    assert main(resume) == 1
+    error = capsys.readouterr().err
+    assert "in step 2 the numbers of task cart_pole are no longer finite" in error
+    assert "what is saved is step 1" in error and "--on-bad skip" in error
+    assert main([*resume, "--on-bad", "skip"]) == 0
+    assert "step 2 went on without task cart_pole" in capsys.readouterr().out
+    rows = timeless(folder)
+    assert [row.get("bad") for row in rows] == [None, ["cart_pole"], None]
+    assert rows[1]["meta_gradient"] == 0.0 and rows[2]["meta_gradient"] > 0
+    after = load(files.newest(folder))
+    assert all(bool(x.isfinite().all()) for x in tree.leaves(after))
 
 
 @pytest.mark.parametrize(

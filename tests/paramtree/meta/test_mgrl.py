@@ -7,7 +7,20 @@ import torch
 from torch.testing import assert_close
 
 import losses
-from paramtree import Model, compose, envs, meta, nn, optim, rng, td_model, tree, vmap, with_next
+from paramtree import (
+    Model,
+    compose,
+    envs,
+    grad,
+    meta,
+    nn,
+    optim,
+    rng,
+    td_model,
+    tree,
+    vmap,
+    with_next,
+)
 from tests.paramtree.meta.mgrl_problems import (
     AGENT,
     NUMBERS,
@@ -43,6 +56,24 @@ def test_seeds_are_one_more_axis(options):
     assert_same(together, tree.stack(alone), rtol=1e-9, atol=1e-11)
     assert_same(metrics, tree.stack([own for _, own in pairs]), rtol=1e-9, atol=1e-11)
     assert len({float(x) for x in together["eta", "gamma"].flatten()}) == 3
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+def test_steps_are_differentiable_in_the_outer_rate(options):
+    """What two steps come to, against central differences."""
+
+    def outcome(rate):
+        made = training("a2c", 2, eta_optimizer=optim.sgd(rate), **options)
+        state, told = first(made), 0.0
+        for _ in range(2):
+            state, metrics = made.step(state)
+            told = told + metrics["meta_loss"]
+        return told + sum(x.sum() for x in tree.leaves(state["eta"]))
+
+    rate = torch.tensor(0.3, dtype=D)
+    central = (outcome(rate + 1e-5) - outcome(rate - 1e-5)) / 2e-5
+    assert_close(grad(outcome)(rate), central, rtol=1e-6, atol=1e-8)
+    assert central.abs() > 1e-3
 
 
 def test_the_trajectory_that_judges_is_what_the_next_update_learns_from():
@@ -207,6 +238,20 @@ def test_constraints_and_their_inverses():
     [
         ({"gamma": 1.0}, None, ValueError, r"hyper.gamma is 1.0, which its constraint can't give"),
         ({"lr": 0.0}, None, ValueError, "hyper.lr is 0.0"),
+        (
+            {"lr": 1e300, "entropy_coeff": 1e300},
+            None,
+            ValueError,
+            "hyper.entropy_coeff is 1e\\+300",
+        ),
+        (
+            {"gamma": torch.tensor(1.0)},
+            None,
+            ValueError,
+            "hyper.gamma is 1.0, which its constraint",
+        ),
+        ({"gamma": torch.tensor([0.5, 1.5])}, None, ValueError, "hyper.gamma is 1.5"),
+        ({"lr": torch.tensor(torch.nan)}, None, ValueError, "hyper.lr is nan"),
         ({"entropy_coeff": -0.1}, None, ValueError, "hyper.entropy_coeff is -0.1"),
         ({}, None, ValueError, "hyper is empty"),
         ({"odd": 0.1}, None, ValueError, "odd has no constraint, expected one of 'sigmoid'"),
@@ -296,7 +341,7 @@ def test_metrics_name_every_hyper_parameter():
     made = training("ppo", 2, hyper=hyper)
     _, metrics = made.step(made.init(rng.key(0)))
     assert set(metrics.keys()) == {*NUMBERS, "clip_epsilon"} | {
-        *("reward", "return", "episodes", "meta_loss", "meta_gradient")
+        *("reward", "return", "episodes", "meta_loss", "meta_gradient", "bad")
     }
     assert metrics["gamma"].shape == (2,) and metrics["reward"].shape == ()
 
