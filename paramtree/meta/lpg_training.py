@@ -161,7 +161,8 @@ def lpg_training(
         fine = norms.isfinite() & metrics["loss"].isfinite()
         share = torch.ones_like(norms)
         if task_clip is not None:
-            share = share * torch.where(norms > task_clip, task_clip / norms, 1.0)
+            large = norms > task_clip
+            share = torch.where(large, task_clip / torch.where(large, norms, 1.0), 1.0)
         dead = tree.replace(agents, {"age": agents["lifetime"], "earned": norms * math.nan})
         lives = tree.where(fine, older(after, updates), dead)
         return _weighted(params, slopes, share, fine), lives, metrics, fine
