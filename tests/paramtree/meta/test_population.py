@@ -103,7 +103,8 @@ def test_where_all_are_bad_the_metrics_say_so():
     for task in range(4):
         state = poisoned(state, task)
     metrics = train.step(state)[1]
-    assert metrics["bad"].all() and not metrics["gradient_norm"].isfinite()
+    assert metrics["bad"].all() and metrics["gradient_norm"] == 0.0
+    assert not metrics["loss"].isfinite()
 
 
 def test_no_task_has_more_than_its_share():
