@@ -40,7 +40,6 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.distributions import Categorical
 
 from ... import losses, rng, tree
@@ -49,6 +48,7 @@ from ...autodiff.gradients import kind_of
 from ...envs import Env, rollout
 from ...model import Model, with_next
 from ...optim import Transform, apply_updates
+from ...rng.philox import is_plain
 from .._check import require_count, require_real
 from ..modes import load_forward_rules, truncated
 from ..training import Training
@@ -272,7 +272,7 @@ def mgrl_training(
 
     def reborn(eta: TensorDict, after: dict[str, Any], fine: Tensor, key: Tensor) -> dict[str, Any]:
         """Agents and traces, with new ones in place of those whose numbers aren't finite."""
-        if _all(fine):
+        if is_plain(fine) and not fine.is_meta and bool(fine.all()):
             return after
         new = {"agents": each(born, eta, keys(key))}
         if "trace" in after:
@@ -317,15 +317,6 @@ def _finite_mean(x: Tensor, fine: Tensor) -> Tensor:
     kept = torch.where(fine.reshape(fine.shape + (1,) * (x.ndim - fine.ndim)), x, 0.0)
     total = kept.sum(0) if fine.ndim else kept
     return total / fine.sum().clamp(min=1)
-
-
-def _all(fine: Tensor) -> bool:
-    """Whether all agents are known to be fine, for all that a transform maps over as well."""
-    if torch.compiler.is_compiling():
-        return False
-    while is_functorch_wrapped_tensor(fine):
-        fine = get_unwrapped(fine)
-    return type(fine) is Tensor and not fine.is_meta and bool(fine.all())
 
 
 # ------------------------------------------------------------------------------ episodes
