@@ -53,7 +53,7 @@ TITLE = "Learned Policy Gradient and A2C on levels of {}"
 # The command whose runs the committed figures come from; --seed and --out are added.
 TRAINING = (
     "lpg --preset demo --levels all_shortlife --steps 1600 --meta-decay 0.999 "
-    "--initialization flax --y-hat-scale 5 --value-coeff 0.05 --policy-entropy-coeff 0.03 "
+    "--initialization flax --y-hat-scale 5 --value-coeff 0.05 --policy-entropy-coeff 0.07 "
     "--evaluate 0 --threads 1"
 )
 RATES = [800.0, 1200.0]

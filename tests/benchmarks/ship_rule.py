@@ -6,7 +6,7 @@ both files.
 
     python tests/benchmarks/ship_rule.py runs/demo lpg-small
     python tests/benchmarks/ship_rule.py runs/demo lpg-small --folder elsewhere
-    python tests/benchmarks/ship_rule.py runs/all-1 lpg-all --evaluation runs/all-1/evaluated
+    python tests/benchmarks/ship_rule.py runs/all-2 lpg-all --evaluation runs/all-2/evaluated
 """
 
 import argparse
