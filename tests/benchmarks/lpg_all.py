@@ -14,7 +14,10 @@ agent on each of the same levels, with the same random numbers:
     lpg as trained  the rules, at the rate that their agents had while they were trained
 
     python tests/benchmarks/lpg_all.py runs/all-0 runs/all-1 runs/all-2 --train
+    python tests/benchmarks/lpg_all.py runs/all-0 runs/all-1 runs/all-2 --seed 1 --choices 0 \\
+        --out tests/benchmarks/results/lpg_all_again.json
     python tests/benchmarks/lpg_all.py --recompute
+    python tests/benchmarks/lpg_all.py --pool lpg_all.json lpg_all_again.json
 """
 
 import argparse
@@ -37,6 +40,7 @@ from lives import (
     kept,
     learned,
     make_setting,
+    on_file,
     optimum,
     random_agents,
     read_rule,
@@ -44,7 +48,7 @@ from lives import (
     tuned,
     untrained,
 )
-from standings import Raw, recompute, report
+from standings import Raw, pooled, recompute, report, show, summarized
 
 from paramtree import rng
 
@@ -98,9 +102,11 @@ def contest(
     rates: list[float],
     tuning: Path,
     cache: Path,
+    choices: int = 32,
 ) -> Raw:
     """Raw numbers of all contestants."""
     best, few = tuned(tuning)
+    few = few[:choices]
     rules = [read_rule(folder) for folder in folders]
 
     def play(name: str, mark: object, run: Callable[[], Any]) -> Any:
@@ -111,13 +117,16 @@ def contest(
 
     found_paces = paces(tuning_setting, rules, rates, cache)
     best_rate = found_paces[0]["rate"]
+    by_levels = (
+        {"a2c by level": play("a2c by level", few, lambda: by_level(setting, few))} if few else {}
+    )
 
     found = {
         "random": play("random", None, lambda: random_agents(setting)),
         "untrained": play_rules("untrained", [untrained(rule) for rule in rules]),
         "a2c published": play("a2c", PUBLISHED, lambda: a2c(setting, [PUBLISHED], "a2c published")),
         "a2c tuned": play("a2c", best, lambda: a2c(setting, [best], "a2c tuned")),
-        "a2c by level": play("a2c by level", few, lambda: by_level(setting, few)),
+        **by_levels,
         "lpg": play_rules("lpg", [rule.at_rate(best_rate) for rule in rules]),
         "lpg as trained": play_rules("lpg", rules),
     }
@@ -138,10 +147,17 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs of paramtree lpg")
     parser.add_argument("--recompute", action="store_true", help="from the raw numbers on file")
+    parser.add_argument(
+        "--pool", nargs="+", metavar="FILE", help="results, taken as one of all levels"
+    )
     parser.add_argument("--train", action="store_true", help="first train the rules, or go on")
     parser.add_argument("--command", default=TRAINING, help=f"how they're trained: {TRAINING}")
     parser.add_argument("--world", default="all")
     parser.add_argument("--levels", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0, help="of these levels, not of the tuning's")
+    parser.add_argument(
+        "--choices", type=int, default=32, help="from which a2c by level takes; 0 leaves it out"
+    )
     parser.add_argument("--updates", type=int, default=250)
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument(
@@ -158,6 +174,10 @@ def main() -> None:
     if chosen.recompute:
         recompute(chosen.out, title)
         return
+    if chosen.pool:
+        raws = [on_file(RESULTS / name) for name in chosen.pool]
+        show(summarized(pooled(raws)), title)
+        return
     if not chosen.runs:
         parser.error("no runs given")
     if chosen.train:
@@ -168,9 +188,11 @@ def main() -> None:
     if chosen.quick:
         count, sizes = 4, {"updates": 5, "workers": 4}
     settings = [
-        make_setting(chosen.world, purpose, count, **sizes) for purpose in ("evaluation", "tuning")
+        make_setting(chosen.world, purpose, count, seed=seed, **sizes)
+        for purpose, seed in (("evaluation", chosen.seed), ("tuning", 0))
     ]
-    raw = contest(*settings, chosen.runs, chosen.rates, chosen.tuning, chosen.cache)
+    how = chosen.rates, chosen.tuning, chosen.cache, chosen.choices
+    raw = contest(*settings, chosen.runs, *how)
     report(raw, chosen.out, title)
 
 

@@ -133,6 +133,23 @@ def recompute(path: Path, title: str) -> None:
     print(f"{path}: its summary is the one that its raw numbers give")
 
 
+def pooled(raws: list[Raw]) -> Raw:
+    """Measurements of the same contestants on other levels, as if it were one on all of these."""
+
+    def joined(parts: list[Any]) -> list[Any]:
+        if isinstance(parts[0][0], list):  # [S, n]
+            return [sum(rows, []) for rows in zip(*parts, strict=True)]
+        return sum(parts, [])
+
+    tables = [raw["contestants"] for raw in raws]
+    names = [name for name in tables[0] if all(name in table for table in tables)]
+    contestants = {
+        name: {measure: joined([table[name][measure] for table in tables]) for measure in MEASURES}
+        for name in names
+    }
+    return {"optimum": joined([raw["optimum"] for raw in raws]), "contestants": contestants}
+
+
 def show(summary: dict[str, Any], title: str) -> None:
     """Print the tables."""
     console = Console(width=160)

@@ -14,7 +14,9 @@ import mgrl_known
 import prediction_probe
 import pytest
 import standings
+import ta_lpg
 import torch
+import trainings
 import transfer
 import tune_all
 from prediction_probe import Critics, features, looks, scored
@@ -199,7 +201,53 @@ def test_a_summary_follows_from_the_file(tmp_path, capsys):
         standings.recompute(path, "title")
 
 
-@pytest.mark.parametrize("script", [curricula, lpg_all, prediction_probe, transfer])
+def test_results_on_other_levels_are_pooled():
+    draw = rng.normal(rng.key(0), (2, 3, 8), dtype=D).tolist()
+    raws = [
+        {
+            "optimum": rows[0],
+            "contestants": {
+                "lpg": {name: rows[:2] for name in lives.MEASURES},
+                "a2c tuned": {name: rows[2] for name in lives.MEASURES},
+                f"only {i}": {name: rows[2] for name in lives.MEASURES},
+            },
+        }
+        for i, rows in enumerate(draw)
+    ]
+    found = standings.pooled(raws)
+    assert list(found["contestants"]) == ["lpg", "a2c tuned"]
+    whole = torch.cat([torch.tensor(rows, dtype=D) for rows in draw], 1)
+    for name in lives.MEASURES:
+        assert found["contestants"]["lpg"][name] == whole[:2].tolist()
+        assert found["contestants"]["a2c tuned"][name] == whole[2].tolist()
+    gap = standings.summarized(found)["against"]["a2c tuned"]["final"]["difference"]["value"]
+    assert gap == pytest.approx((whole[:2].mean() - whole[2].mean()).item())
+
+
+def test_kinds_of_rules_are_compared_with_the_first():
+    draw = rng.normal(rng.key(0), (2, 3, 8), dtype=D)
+    found = {
+        "all": {
+            name: {"final": (draw[0] + i).tolist(), "lifetime": (draw[1] - i).tolist()}
+            for i, name in enumerate(("plain", "other", "third"))
+        }
+    }
+    summary = trainings.compared(found)["all"]
+    assert list(summary["final"]) == [
+        "plain",
+        "other",
+        "third",
+        "other less plain",
+        "third less plain",
+    ]
+    assert summary["final"]["plain"]["value"] == pytest.approx(draw[0].mean().item())
+    for name, gap in (("other", 1.0), ("third", 2.0)):
+        for measure, sign in (("final", 1.0), ("lifetime", -1.0)):
+            row = summary[measure][f"{name} less plain"]
+            assert [row[k] for k in ("value", "low", "high")] == pytest.approx([sign * gap] * 3)
+
+
+@pytest.mark.parametrize("script", [curricula, lpg_all, prediction_probe, ta_lpg, transfer])
 def test_without_a_file_there_is_nothing_to_compute_again(script, tmp_path, monkeypatch):
     path, threads = tmp_path / "none.json", str(torch.get_num_threads())
     words = ["script", "--recompute", "--out", str(path), "--threads", threads]
