@@ -442,6 +442,29 @@ def on_file(path: Path) -> Any:
         raise SystemExit(f"{path}: no results to compute figures of: {error}") from None
 
 
+def recomputed(
+    raw: dict[str, Any],
+    what: str,
+    summarize: Callable[[dict[str, Any]], Any],
+    show: Callable[[Any], None],
+) -> None:
+    """Show what follows from raw numbers, and hold the summary beside them against it.
+
+    Args:
+        raw: the numbers, and ``summary``.
+        what: where they are from.
+        summarize: makes the summary, which is JSON.
+        show: shows it.
+
+    Raises:
+        SystemExit: they differ.
+    """
+    summary = json.loads(json.dumps(summarize(raw)))
+    show(summary)
+    if summary != raw["summary"]:
+        raise SystemExit(f"{what}: its summary is not the one that its raw numbers give")
+
+
 def tuned(path: Path) -> tuple[dict[str, float], list[dict[str, float]]]:
     """The best configuration that tune_all.py found, and the best few of its grid."""
     if not path.exists():

@@ -100,13 +100,11 @@ def contest(
     tuning_setting: Setting,
     folders: list[Path],
     rates: list[float],
-    tuning: Path,
+    best: dict[str, float],
+    few: list[dict[str, float]],
     cache: Path,
-    choices: int = 32,
 ) -> Raw:
-    """Raw numbers of all contestants."""
-    best, few = tuned(tuning)
-    few = few[:choices]
+    """Raw numbers of all contestants; A2C has the best configuration, or one of a few by level."""
     rules = [read_rule(folder) for folder in folders]
 
     def play(name: str, mark: object, run: Callable[[], Any]) -> Any:
@@ -191,8 +189,9 @@ def main() -> None:
         make_setting(chosen.world, purpose, count, seed=seed, **sizes)
         for purpose, seed in (("evaluation", chosen.seed), ("tuning", 0))
     ]
-    how = chosen.rates, chosen.tuning, chosen.cache, chosen.choices
-    raw = contest(*settings, chosen.runs, *how)
+    best, few = tuned(chosen.tuning)
+    few = few[: chosen.choices]
+    raw = contest(*settings, chosen.runs, chosen.rates, best, few, chosen.cache)
     report(raw, chosen.out, title)
 
 

@@ -41,6 +41,7 @@ from lives import (
     on_file,
     policy_of,
     read_rule,
+    recomputed,
     rounded,
     table_of,
     together,
@@ -327,11 +328,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.recompute:
-        raw = on_file(chosen.out)
-        summary = json.loads(json.dumps(summarized(raw)))
-        show(summary)
-        if summary != raw["summary"]:
-            raise SystemExit(f"{chosen.out}: its summary is not the one that its numbers give")
+        recomputed(on_file(chosen.out), str(chosen.out), summarized, show)
         return
     if not chosen.runs:
         parser.error("no runs given")

@@ -6,12 +6,13 @@ these alone, so that it can be computed again.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import intervals
 import torch
-from lives import MEASURES, on_file
+from lives import MEASURES, on_file, recomputed
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -124,12 +125,7 @@ def recompute(path: Path, title: str) -> None:
     Raises:
         SystemExit: they differ, or there are none.
     """
-    raw = on_file(path)
-    kept = raw.pop("summary")
-    summary = json.loads(json.dumps(summarized(raw)))
-    show(summary, title)
-    if summary != kept:
-        raise SystemExit(f"{path}: its summary is not the one that its raw numbers give")
+    recomputed(on_file(path), str(path), summarized, partial(show, title=title))
     print(f"{path}: its summary is the one that its raw numbers give")
 
 

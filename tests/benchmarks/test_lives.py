@@ -232,7 +232,7 @@ def test_kinds_of_rules_are_compared_with_the_first():
             for i, name in enumerate(("plain", "other", "third"))
         }
     }
-    summary = trainings.compared(found)["all"]
+    summary = trainings.compared({"settings": found})["all"]
     assert list(summary["final"]) == [
         "plain",
         "other",

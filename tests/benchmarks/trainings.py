@@ -16,7 +16,18 @@ from typing import Any
 
 import intervals
 import torch
-from lives import CACHE, as_mark, kept, learned, make_setting, on_file, read_rule, together
+from lives import (
+    CACHE,
+    Rule,
+    as_mark,
+    kept,
+    learned,
+    make_setting,
+    on_file,
+    read_rule,
+    recomputed,
+    together,
+)
 from lpg_all import TRAINING, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,21 +37,20 @@ TINY = "--tasks 2 --workers 2 --hidden 8 --buffer 4"
 Settings = dict[str, dict[str, Any]]
 
 
-def measured(folders: dict[str, list[Path]], sizes: dict[str, Any]) -> Any:
+def measured(rules: dict[str, list[Rule]], sizes: dict[str, Any]) -> Any:
     """Rewards by kind of rule, ``[S, n]`` for each measure."""
     setting = make_setting(**sizes)
 
-    def play(folder: Path) -> Any:
-        rule = read_rule(folder)
+    def play(rule: Rule) -> Any:
         return kept("lpg", [setting.mark, rule.mark], partial(learned, setting, rule), CACHE)
 
-    return {name: together([play(folder) for folder in group]) for name, group in folders.items()}
+    return {name: together([play(rule) for rule in group]) for name, group in rules.items()}
 
 
-def compared(found: dict[str, Any]) -> dict[str, Any]:
+def compared(raw: dict[str, Any]) -> dict[str, Any]:
     """Means of each kind in each setting, and what it has more than the first."""
     summary: dict[str, Any] = {}
-    for setting, by_name in found.items():
+    for setting, by_name in raw["settings"].items():
         summary[setting] = {}
         for measure in MEASURES:
             tables = {
@@ -84,10 +94,7 @@ def compare(doc: str, name: str, kinds: dict[str, str], settings: Settings, shar
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.recompute:
-        raw = on_file(chosen.out)
-        if json.loads(json.dumps(compared(raw["settings"]))) != raw["summary"]:
-            raise SystemExit(f"{chosen.out}: its summary is not the one that its numbers give")
-        print(json.dumps(raw["summary"], indent=1))
+        recomputed(on_file(chosen.out), str(chosen.out), compared, show)
         return
     sizes = {"purpose": name, "count": chosen.levels, "workers": chosen.workers}
     seeds, steps, runs, out = chosen.seeds, chosen.steps, chosen.runs, chosen.out
@@ -103,13 +110,19 @@ def compare(doc: str, name: str, kinds: dict[str, str], settings: Settings, shar
             folder = runs / f"{kind}-{seed}"
             train(folder, seed, f"{command} {TINY}" if chosen.quick else command)
             folders[kind].append(folder)
-    found = {key: measured(folders, {**one, **sizes}) for key, one in settings.items()}
+    rules = {kind: [read_rule(folder) for folder in group] for kind, group in folders.items()}
+    found = {key: measured(rules, {**one, **sizes}) for key, one in settings.items()}
     seconds = {
         kind: [json.loads((folder / "summary.json").read_text())["seconds"] for folder in group]
         for kind, group in folders.items()
     }
-    rules = [as_mark(read_rule(folder)) for group in folders.values() for folder in group]
-    summary = compared(found)
-    raw = {"rules": rules, "seconds": seconds, "settings": found, "summary": summary}
+    marks = [as_mark(rule) for group in rules.values() for rule in group]
+    raw = {"rules": marks, "seconds": seconds, "settings": found}
+    raw |= {"summary": compared(raw)}
     out.write_text(json.dumps(raw, separators=(",", ":")) + "\n")
+    show(raw["summary"])
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Print the figures."""
     print(json.dumps(summary, indent=1))

@@ -12,6 +12,7 @@ being the same multiple of the usual one.
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lives import (
     optimum,
     random_agents,
     read_rule,
+    recomputed,
     together,
     tuned,
     untrained,
@@ -95,11 +97,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     if chosen.recompute:
         for world, raw in on_file(chosen.out)["worlds"].items():
-            kept_summary = raw.pop("summary")
-            summary = json.loads(json.dumps(summarized(raw)))
-            show(summary, world)
-            if summary != kept_summary:
-                raise SystemExit(f"{chosen.out}: the summary of {world} is not that of its numbers")
+            recomputed(raw, f"{chosen.out}, {world}", summarized, partial(show, title=world))
         return
     if not chosen.runs:
         parser.error("no runs given")
